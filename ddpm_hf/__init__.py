@@ -1,0 +1,8 @@
+"""DDPM (Ho et al. 2020) from scratch, as first-class Hugging Face parts."""
+
+from .modeling_ddpm_unet import DDPMUNet2DModel
+from .pipeline_ddpm_image import DDPMImagePipeline
+from .scheduling_ddpm_noise import DDPMNoiseScheduler
+
+__version__ = "0.1.0"
+__all__ = ["DDPMImagePipeline", "DDPMNoiseScheduler", "DDPMUNet2DModel"]

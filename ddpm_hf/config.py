@@ -1,0 +1,225 @@
+"""What to train and how: PRESETS are architectures and recipes as data, TrainConfig is one run.
+
+A preset names constructor arguments of the U-Net and the scheduler (which `register_to_config` then records in the saved model) and the
+training options that suit them. TrainConfig holds the options that a run may change; the command line and the YAML file are both built
+from it by `transformers.HfArgumentParser`. An option left at None is the preset's.
+"""
+
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+DOWN, ATTN_DOWN, UP, ATTN_UP = "DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """unet, scheduler: constructor arguments. training: defaults of TrainConfig. class_conditional: labels are used where the data has them."""
+
+    unet: dict
+    scheduler: dict
+    training: dict
+    class_conditional: bool = False
+
+
+def _paper_unet(sample_size: int, block_out_channels: tuple[int, ...], attention_level: int, dropout: float) -> dict:
+    """Ho et al. 2020, Appendix B: self-attention at one resolution (16 x 16), one head; the details of google/ddpm-*."""
+    levels = range(len(block_out_channels))
+    return dict(
+        sample_size=sample_size,
+        block_out_channels=block_out_channels,
+        down_block_types=tuple(ATTN_DOWN if i == attention_level else DOWN for i in levels),
+        up_block_types=tuple(ATTN_UP if i == attention_level else UP for i in reversed(levels)),
+        dropout=dropout,
+        attention_head_dim=None,
+        downsample_padding=0,
+        flip_sin_to_cos=False,
+        freq_shift=1,
+        norm_eps=1e-6,
+    )
+
+
+_PAPER_SCHEDULER = dict(beta_schedule="linear", beta_start=1e-4, beta_end=0.02, variance_type="fixed_large")
+_COSINE = dict(
+    beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=True, timestep_spacing="trailing"
+)
+
+
+def _small_unet(block_out_channels: tuple[int, ...], **options) -> dict:
+    """28 x 28 in grey: levels of 28, 14 and 7 pixels, attention at the last."""
+    return (
+        dict(
+            sample_size=28,
+            in_channels=1,
+            out_channels=1,
+            block_out_channels=block_out_channels,
+            down_block_types=(DOWN, DOWN, ATTN_DOWN),
+            up_block_types=(ATTN_UP, UP, UP),
+        )
+        | options
+    )
+
+
+_SMALL = Preset(
+    unet=_small_unet((64, 128, 128), attention_head_dim=64, norm_num_groups=32, dropout=0.1),
+    scheduler=_COSINE,
+    training=dict(
+        train_batch_size=128, learning_rate=5e-4, lr_warmup_steps=500, max_train_steps=60_000, ema_decay=0.9995
+    ),
+    class_conditional=True,
+)
+
+PRESETS = {
+    "fashion-mnist-quick": Preset(
+        unet=_small_unet((32, 64, 64), attention_head_dim=64, norm_num_groups=8),
+        scheduler=_COSINE,
+        training=dict(
+            train_batch_size=64, learning_rate=2e-3, lr_warmup_steps=50, max_train_steps=1500, ema_decay=0.995
+        ),
+        class_conditional=True,
+    ),
+    "fashion-mnist": _SMALL,
+    "mnist": Preset(_SMALL.unet, _SMALL.scheduler, _SMALL.training | {"dataset": "ylecun/mnist"}, True),
+    "cifar10": Preset(  # the paper's CIFAR-10 model: FID 3.17
+        unet=_paper_unet(32, (128, 256, 256, 256), attention_level=1, dropout=0.1),
+        scheduler=_PAPER_SCHEDULER,
+        training=dict(
+            dataset="uoft-cs/cifar10",
+            train_batch_size=128,
+            learning_rate=2e-4,
+            lr_warmup_steps=5000,
+            lr_scheduler="constant_with_warmup",
+            max_train_steps=800_000,
+            ema_decay=0.9999,
+            random_flip=True,
+        ),
+    ),
+    "celebahq-256": Preset(  # the paper's 256 x 256 model
+        unet=_paper_unet(256, (128, 128, 256, 256, 512, 512), attention_level=4, dropout=0.0),
+        scheduler=_PAPER_SCHEDULER,
+        training=dict(
+            dataset="korexyz/celeba-hq-256x256",
+            train_batch_size=64,
+            learning_rate=2e-5,
+            lr_warmup_steps=5000,
+            lr_scheduler="constant_with_warmup",
+            max_train_steps=500_000,
+            ema_decay=0.9999,
+            random_flip=True,
+        ),
+    ),
+}
+
+_DEFAULTS = dict(  # of the options that a preset may set
+    dataset="zalando-datasets/fashion_mnist",
+    lr_scheduler="cosine",
+    random_flip=False,
+)
+
+
+def _option(default, help: str):
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class TrainConfig:
+    """One training run. Everything is counted in optimizer steps, on any number of ranks."""
+
+    preset: str = _option("fashion-mnist-quick", f"Architecture and recipe: {', '.join(PRESETS)}.")
+    dataset: str | None = _option(None, "Hub id, folder of images, or folder of IDX files.")
+    image_column: str | None = _option(None, "Column of the images; found by its type if not named.")
+    label_column: str | None = _option(None, "Column of the labels; found by its type if not named.")
+    streaming: bool = _option(False, "Read the data set from the Hub as it is needed, never as a whole.")
+    output_dir: str = _option("runs/quick", "The run's folder, and the saved model when the run ends.")
+
+    train_batch_size: int | None = _option(None, "Images of one rank in one forward pass.")
+    gradient_accumulation_steps: int = _option(1, "Forward passes of one optimizer step.")
+    max_train_steps: int | None = _option(None, "Length of the run.")
+    learning_rate: float | None = _option(None, "Peak of the schedule.")
+    lr_scheduler: str | None = _option(None, "After the warm-up: cosine, linear, constant_with_warmup, ...")
+    lr_warmup_steps: int | None = _option(None, "Linear warm-up.")
+    weight_decay: float = _option(0.01, "AdamW's.")
+    max_grad_norm: float = _option(1.0, "Gradients are clipped to this norm.")
+    ema_decay: float | None = _option(None, "Decay of the moving average of the weights, which is what is saved.")
+    snr_gamma: float | None = _option(
+        None, "Min-SNR weighting of the loss (arXiv:2303.09556), e.g. 5; none by default."
+    )
+    label_dropout: float = _option(0.1, "How often a label is replaced by the null label, for guidance.")
+    random_flip: bool | None = _option(None, "Flip images horizontally, half of the time.")
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = _option(None, "Autocast; the launcher's, or else bf16.")
+    gradient_checkpointing: bool = _option(False, "Spend time to save the memory of activations.")
+    torch_compile: bool = _option(False, "Compile the U-Net; wants a C++ compiler, and pays in longer runs.")
+    dataloader_num_workers: int = _option(0, "Processes that decode images; not needed where they fit in memory.")
+    seed: int = _option(0, "Of everything that is drawn.")
+
+    checkpointing_steps: int = _option(1000, "How often the whole state is saved to OUTPUT_DIR/checkpoints/step-N.")
+    checkpoints_total_limit: int = _option(2, "Older checkpoints are removed once a newer one stands.")
+    resume: bool = _option(False, "Go on from the newest whole checkpoint in OUTPUT_DIR, if there is one.")
+    validation_steps: int = _option(
+        500, "How often a sample grid is drawn and the held-out loss measured; 0 is only at the end."
+    )
+    num_validation_images: int = _option(512, "Held-out images for the loss; 0 is none.")
+    guidance_scale: float = _option(1.5, "Of the sample grids.")
+    logging_steps: int = _option(10, "How often loss and speed are reported.")
+    report_to: str = _option("tensorboard", "Tracker: tensorboard, wandb, trackio, or none.")
+
+    push_to_hub: bool = _option(False, "Push the saved model when the run ends.")
+    hub_model_id: str | None = _option(None, "Repo to push to; the name of OUTPUT_DIR by default.")
+    hub_private_repo: bool = _option(False, "Create that repo private.")
+
+    def __post_init__(self):
+        if self.preset not in PRESETS:
+            raise ValueError(f"preset={self.preset!r}: choose one of {', '.join(PRESETS)}.")
+        for name, value in (_DEFAULTS | PRESETS[self.preset].training).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        if self.mixed_precision is None:
+            self.mixed_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16")
+        for name in ("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "checkpointing_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        for name in ("ema_decay", "label_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1).")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate={self.learning_rate} must be above 0.")
+
+    def save(self, path: str | Path) -> None:
+        Path(path).write_text(yaml.safe_dump(asdict(self), sort_keys=False))
+
+    def differences(self, path: str | Path) -> list[str]:
+        """Names of the options that make this run another one than the run whose config is at `path`."""
+        theirs = yaml.safe_load(Path(path).read_text())
+        return [name for name in RUN_IDENTITY if theirs.get(name) != getattr(self, name)]
+
+
+# A run may be resumed with other values of the rest (its length too: the learning rate then follows the new length).
+RUN_IDENTITY = ("preset", "dataset", "image_column", "label_column", "seed")
+
+
+def parse_args(args: list[str] | None = None) -> TrainConfig:
+    """The command line: options, or a YAML file of them and options that override it. Errors end the program with one line."""
+    import sys
+
+    from transformers import HfArgumentParser
+
+    args = list(sys.argv[1:] if args is None else args)
+    parser = HfArgumentParser(TrainConfig, description="Train a DDPM.", usage="train.py [CONFIG.yaml] [options]")
+    if args and not args[0].startswith("-"):
+        path = args.pop(0)
+        try:
+            options = yaml.safe_load(Path(path).read_text())
+        except OSError as error:
+            parser.error(f"{path}: {error.strerror}; the first argument is a YAML file of options.")
+        if not isinstance(options, dict) or (unknown := set(options) - {f.name for f in fields(TrainConfig)}):
+            parser.error(
+                f"{path} must hold options of TrainConfig, not {sorted(unknown) if isinstance(options, dict) else options!r}."
+            )
+        parser.set_defaults(**options)
+    try:
+        return parser.parse_args_into_dataclasses(args)[0]
+    except ValueError as error:
+        parser.error(str(error))

@@ -1,0 +1,398 @@
+"""Any data set -> x_0, float32 NCHW in [-1, 1], and its labels; and the order in which training sees them.
+
+Ho et al. 2020 (arXiv 2006.11239), section 3.3: "image data consists of integers in {0, 1, ..., 255} scaled linearly to
+[-1, 1]": `to_x_0`, and `to_uint8` for the way back. `datasets` loads, caches and streams.
+
+Upstream: a Hub id, a folder of images, or of IDX files. Downstream: training, likelihood, fidelity. The sample at
+position p of a run is the same image, flipped or not, on any number of ranks, any batch split and after any resume.
+"""
+
+import functools
+import gzip
+import hashlib
+import itertools
+import logging
+import math
+import os
+import zlib
+from pathlib import Path
+
+import datasets
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+from datasets.data_files import EmptyDatasetError
+from datasets.distributed import split_dataset_by_node
+from datasets.exceptions import DatasetBuildError, FileNotFoundDatasetsError
+from datasets.fingerprint import Hasher
+from datasets.utils.file_utils import get_session
+
+FASHION_MNIST = "zalando-datasets/fashion_mnist"
+FASHION_MNIST_CLASSES = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(",")
+FASHION_MNIST_FOLDERS = ["/usr/share/datasets/fashion-mnist", ".data/usr/share/datasets/fashion-mnist"]
+
+# Decoded images above this are read from datasets' memory-mapped files instead: every rank of a machine holds its own
+# copy, so a quarter of the memory is the most one process may take, and 4 GiB where eight ranks share a machine.
+MAX_BYTES_IN_MEMORY = min(4 * 2**30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
+
+IDX_SPLITS = {"train": "train", "test": "t10k"}
+IDX_FEATURES = {"image": datasets.Image(), "label": datasets.ClassLabel(10)}
+
+# Argument -> the type that tells its column, its usual names, and the other types that a column so named may have.
+COLUMNS = {
+    "image_column": (datasets.Image, ["image", "img"], ["binary"]),
+    "label_column": (datasets.ClassLabel, ["label", "labels", "fine_label"], ["string", "int64", "int32", "uint8"]),
+}
+
+
+def to_x_0(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 in {0, ..., 255}, any shape -> float32 in [-1, 1], same shape."""
+    return pixels.to(torch.float32) / 127.5 - 1
+
+
+def to_uint8(x_0: torch.Tensor) -> torch.Tensor:
+    """Float in [-1, 1] (clamped), any shape -> the nearest uint8 in {0, ..., 255}, same shape. Inverse of `to_x_0`."""
+    return ((x_0.to(torch.float32) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def collate_batch(batch):
+    """`collate_fn` for loaders of an `ImageDataset`, which returns whole batches: nothing is left to collate."""
+    return batch
+
+
+def decode(value, name: str, shape: tuple[int, int, int]) -> np.ndarray:
+    """A cell of an image column or a PIL image -> uint8 of `shape` (C, H, W): converted to "L" or "RGB", short side
+    resized, centre cropped. ValueError that starts with `name` where it cannot be."""
+    num_channels, height, width = shape
+    try:
+        image = datasets.Image().decode_example(value)
+        if image.mode[0] in "IF":  # PIL would clip 16-bit, 32-bit and float values to 255
+            raise ValueError(f"mode {image.mode!r}, allowed are 8 bits per channel")
+        image = image.convert("L" if num_channels == 1 else "RGB")
+        if image.size != (width, height):
+            image = PIL.ImageOps.fit(image, (width, height), PIL.Image.Resampling.LANCZOS)
+        return np.array(image).reshape(height, width, num_channels).transpose(2, 0, 1)
+    except Exception as error:  # PIL raises whatever a broken file leads it to
+        path = value.get("path") if isinstance(value, dict) else None
+        raise ValueError(f"{name}{f' ({path})' if path else ''} cannot be used: {error}") from error
+
+
+def _decode_rows(rows: dict, indices: list[int], column: str, shape: tuple[int, int, int]) -> dict:
+    return {"pixels": [decode(x, f"image {i}", shape).tobytes() for x, i in zip(rows[column], indices)]}
+
+
+class DecodedOnAccess:
+    """Stands for the uint8 tensor (N, C, H, W) of a data set too large for memory; indexed by lists only."""
+
+    def __init__(self, dataset: datasets.Dataset, column: str, shape: tuple[int, int, int]):
+        self.dataset, self.column, self.shape = dataset, column, (len(dataset), *shape)
+
+    def __getitem__(self, indices: list[int]) -> torch.Tensor:
+        values = self.dataset[indices][self.column]
+        return torch.from_numpy(np.stack([decode(x, f"image {i}", self.shape[1:]) for x, i in zip(values, indices)]))
+
+    def in_memory(self) -> torch.Tensor:
+        """The whole tensor. The decoded bytes stay in datasets' cache, so that the next start decodes nothing."""
+        decoded = self.dataset.map(
+            _decode_rows,
+            fn_kwargs={"column": self.column, "shape": self.shape[1:]},
+            batched=True,
+            with_indices=True,
+            remove_columns=self.dataset.column_names,
+            desc="Decoding images",
+        )
+        chunks = (b"".join(chunk.to_pylist()) for chunk in decoded.data.column("pixels").chunks)
+        pixels = np.concatenate([np.frombuffer(chunk, np.uint8) for chunk in chunks])
+        return torch.from_numpy(pixels.reshape(self.shape))
+
+
+class ImageDataset(torch.utils.data.Dataset):
+    """Images with their labels, read a batch at a time.
+
+    `images`: uint8 (N, C, H, W), None where they are decoded on access; `labels`: int64 (N,) or None; `class_names` or
+    None. With an int as `flip_seed`, half of the images are flipped, decided per (flip_seed, position).
+    """
+
+    def __init__(self, pixels, labels: torch.Tensor | None = None, class_names: list[str] | None = None):
+        self._pixels, self.labels, self.class_names = pixels, labels, class_names
+        self.images = pixels if isinstance(pixels, torch.Tensor) else None
+        self.num_channels, self.image_size = pixels.shape[1], tuple(pixels.shape[2:])
+        if len(self) == 0:
+            raise ValueError("split: it holds no images")
+        self.flip_seed: int | None = None
+
+    def __len__(self):
+        return self._pixels.shape[0]
+
+    def __getitem__(self, index):
+        batch = self.__getitems__(index if isinstance(index, list) else [index])
+        return batch if isinstance(index, list) else {name: values[0] for name, values in batch.items()}
+
+    def __getitems__(self, indices: list[int] | list[tuple[int, int]]) -> dict[str, torch.Tensor]:
+        """Indices, or (position, index) pairs of a `SampleOrder` -> "x_0": float32 (B, C, H, W) in [-1, 1], "labels":
+        int64 (B,) when there are labels, "position": int64 (B,) for pairs."""
+        positions, indices = map(list, zip(*indices)) if isinstance(indices[0], tuple) else (None, indices)
+        pixels = self._pixels[indices]
+        if self.flip_seed is not None and positions is not None:
+            flipped = torch.tensor([is_flipped(self.flip_seed, position) for position in positions])
+            pixels = torch.where(flipped[:, None, None, None], pixels.flip(-1), pixels)
+        batch = {"x_0": to_x_0(pixels)}
+        if self.labels is not None:
+            batch["labels"] = self.labels[indices]
+        if positions is not None:
+            batch["position"] = torch.tensor(positions)
+        return batch
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of shape, labels and 256 images spread evenly: the same whether or not the set fits in memory."""
+        spread = np.linspace(0, len(self) - 1, num=min(len(self), 256), dtype=int).tolist()
+        labels = b"" if self.labels is None else self.labels.numpy()
+        return Hasher.hash_bytes([str(tuple(self._pixels.shape)).encode(), labels, self._pixels[spread].numpy()])
+
+
+def is_flipped(seed: int, position: int) -> bool:
+    """A fair coin that depends on nothing but (seed, position)."""
+    return bool(hashlib.blake2b(f"flip {seed} {position}".encode(), digest_size=1).digest()[0] & 1)
+
+
+@functools.lru_cache(maxsize=2)  # batches straddle two epochs
+def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
+    """The permutation of range(num_images) in which epoch `epoch` sees the images; int64 (num_images,)."""
+    mixed = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
+    return torch.randperm(num_images, generator=torch.Generator().manual_seed(int(mixed))).numpy()
+
+
+class SampleOrder(torch.utils.data.Sampler):
+    """Batch sampler without end: a list of `batch_size` (position, index) pairs for each micro-batch of one rank.
+
+    Position p is place p % num_images of epoch p // num_images. Optimizer step s owns the `total` positions from
+    s * total, total = batch_size * num_ranks * gradient_accumulation_steps: micro-batch 0 of every rank, then 1...
+    Every split of a total sees the same samples in a step; `start_step` resumes without skipping or decoding anything.
+    """
+
+    def __init__(
+        self, num_images, batch_size, seed, *, rank=0, num_ranks=1, gradient_accumulation_steps=1, start_step=0
+    ):
+        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
+        self.rank, self.num_ranks = rank, num_ranks
+        self.first_micro_batch = start_step * gradient_accumulation_steps
+
+    def __iter__(self):
+        for micro_batch in itertools.count(self.first_micro_batch):
+            start = (micro_batch * self.num_ranks + self.rank) * self.batch_size
+            places = [divmod(position, self.num_images) for position in range(start, start + self.batch_size)]
+            indices = (int(epoch_order(self.num_images, self.seed, epoch)[place]) for epoch, place in places)
+            yield list(enumerate(indices, start))
+
+
+class StreamedImages(torch.utils.data.IterableDataset):
+    """Images that are never all on this machine: yields, without end, what an `ImageDataset` yields for one sample.
+
+    Call `shard` before the first sample. Shuffling is by shard and, within `buffer_size` undecoded samples, by
+    (seed, epoch, block of the stream); "position" is unique over ranks. The position in the stream is `state_dict()`,
+    one per rank: `load_state_dict` goes on with the very next sample. Read it with a DataLoader of `num_workers=0`.
+    """
+
+    def __init__(self, stream, image_column, label_column, shape, class_names, fingerprint):
+        self.stream, self.image_column, self.label_column, self.shape = stream, image_column, label_column, shape
+        self.num_channels, self.image_size = shape[0], shape[1:]
+        self.class_names, self.fingerprint = class_names, fingerprint
+        self.seed, self.rank, self.num_ranks, self.buffer_size = 0, 0, 1, 1024
+        self.load_state_dict({"epoch": 0, "block": 0, "offset": 0, "num_samples": 0, "stream": None})
+
+    def shard(self, seed: int, rank: int = 0, num_ranks: int = 1, buffer_size: int = 1024) -> "StreamedImages":
+        """Keep one rank's part of the stream, shuffled by `seed`; returns self."""
+        # A buffer of one: datasets shuffles the shards, and its position stays exact (it forgets a larger buffer).
+        shuffled = self.stream.shuffle(seed=seed, buffer_size=1, max_buffer_input_shards=1)
+        self.stream = split_dataset_by_node(shuffled, rank, num_ranks)
+        self.seed, self.rank, self.num_ranks, self.buffer_size = seed, rank, num_ranks, buffer_size
+        return self
+
+    def state_dict(self) -> dict:
+        """Where the next sample is; plain numbers, lists and dicts."""
+        return dict(self._state)
+
+    def load_state_dict(self, state: dict):
+        """Go on where `state`, from `state_dict`, was taken."""
+        self._state = dict(state)
+
+    def __iter__(self):
+        if torch.utils.data.get_worker_info() is not None:
+            raise ValueError("num_workers must be 0 for a streamed data set: its position is kept in the main process")
+        state = self._state
+        while True:
+            self.stream.set_epoch(state["epoch"])
+            self.stream.load_state_dict(state["stream"])
+            rows = iter(self.stream)
+            while block := list(itertools.islice(rows, self.buffer_size)):
+                order = np.random.default_rng([self.seed, state["epoch"], state["block"]]).permutation(len(block))
+                after_block = self.stream.state_dict()
+                while state["offset"] < len(block):
+                    position = state["num_samples"] * self.num_ranks + self.rank
+                    row = block[order[state["offset"]]]
+                    state.update(offset=state["offset"] + 1, num_samples=state["num_samples"] + 1)
+                    yield self._sample(row, position)
+                state.update(block=state["block"] + 1, offset=0, stream=after_block)
+            if state["block"] == 0:
+                raise ValueError(f"rank {self.rank} of {self.num_ranks} gets no image of the streamed data set")
+            state.update(epoch=state["epoch"] + 1, block=0, stream=None)
+
+    def _sample(self, row: dict, position: int) -> dict[str, torch.Tensor]:
+        pixels = decode(row[self.image_column], f"sample {position}", self.shape)
+        sample = {"x_0": to_x_0(torch.from_numpy(pixels)), "position": torch.tensor(position)}
+        if self.label_column is not None:
+            sample["labels"] = torch.tensor(row[self.label_column])
+        return sample
+
+
+def load_image_dataset(
+    dataset: str,
+    *,
+    split: str = "train",
+    image_column: str | None = None,
+    label_column: str | None = None,
+    num_channels: int,
+    image_size: int | tuple[int, int],
+    cache_dir: str | None = None,
+    token: str | None = None,
+    streaming: bool = False,
+) -> ImageDataset | StreamedImages:
+    """Load `dataset`: a Hub id, a folder of images (or parquet...), or a folder with IDX files.
+
+    `split` may be a part, as in datasets ("train[:90%]"). Images become `num_channels` (1 = grayscale, 3 = RGB) x
+    `image_size` (H, W; one int for a square). Columns are found by their type, or named. FashionMNIST's id falls back
+    to a local copy where the Hub cannot be reached. Raises ValueError or FileNotFoundError that names the argument.
+    """
+    image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if num_channels not in (1, 3) or len(image_size) != 2 or min(image_size) < 1:
+        raise ValueError(f"num_channels={num_channels}, image_size={image_size}: allowed are 1 or 3; positive sizes")
+    folder, shape = Path(dataset).expanduser(), (num_channels, *image_size)
+    columns = {"image_column": image_column, "label_column": label_column}
+    if not folder.is_dir() and (folder.is_absolute() or dataset.startswith((".", "~")) or dataset.count("/") > 1):
+        raise FileNotFoundError(f"dataset={dataset!r}: there is no such folder")
+    if _idx_files(folder, "images"):
+        return _load_idx(folder, split, columns, shape, streaming)
+    try:
+        loaded = _load(folder if folder.is_dir() else dataset, split, cache_dir, token, streaming)
+        found = _from_datasets(loaded, columns, shape, Hasher.hash([dataset, split, columns, shape]))
+    except ConnectionError as error:
+        if dataset != FASHION_MNIST:
+            raise FileNotFoundError(f"dataset={dataset!r}: no such folder, not cached, and {error}") from error
+        found = _load_idx(_local_fashion_mnist(error), split, columns, shape, streaming)
+    if dataset == FASHION_MNIST:
+        found.class_names = FASHION_MNIST_CLASSES
+    return found
+
+
+def _load(dataset, split, cache_dir, token, streaming):
+    """datasets.load_dataset with clear errors; ConnectionError, soon, where the Hub is needed and out of reach."""
+    offline, local = datasets.config.HF_HUB_OFFLINE, isinstance(dataset, Path)
+    try:
+        # The client would retry for half a minute; offline it goes to its cache at once.
+        datasets.config.HF_HUB_OFFLINE = offline or not (local or _hub_answers(dataset))
+        return datasets.load_dataset(str(dataset), split=split, cache_dir=cache_dir, token=token, streaming=streaming)
+    except (FileNotFoundDatasetsError, EmptyDatasetError) as error:
+        raise FileNotFoundError(f"dataset={str(dataset)!r}: no folder with images, nor a Hub id: {error}") from error
+    except OSError as error:
+        if local:
+            raise
+        raise ConnectionError(f"the Hub cannot be reached ({type(error).__name__})") from error
+    except (ValueError, DatasetBuildError) as error:
+        raise ValueError(f"dataset={str(dataset)!r}, split={split!r}: {error.__cause__ or error}") from error
+    finally:
+        datasets.config.HF_HUB_OFFLINE = offline
+
+
+def _hub_answers(dataset: str) -> bool:
+    """Whether the Hub answers at all; whatever it answers is the client's to explain."""
+    try:
+        return get_session().head(f"{datasets.config.HF_ENDPOINT}/api/datasets/{dataset}", timeout=5).status_code < 500
+    except Exception:  # the HTTP library under the client has errors of its own, and has changed
+        return False
+
+
+def _local_fashion_mnist(error: Exception) -> Path:
+    folders = [os.environ.get("FASHION_MNIST_DIR", "$FASHION_MNIST_DIR"), *FASHION_MNIST_FOLDERS]
+    for folder in map(Path, folders):
+        if _idx_files(folder, "images"):
+            logging.getLogger(__name__).warning(f"{error}: FashionMNIST is read from {folder}")
+            return folder
+    ways = "give a way to the Hub; or get Debian's dataset-fashion-mnist (`make data`) or set $FASHION_MNIST_DIR"
+    raise FileNotFoundError(f"dataset={FASHION_MNIST!r}: {error}, and no copy is in {folders}: {ways}") from error
+
+
+def _idx_files(folder: Path, kind: str) -> dict[str, Path]:
+    """Split name -> IDX file of `kind` ("images" or "labels") in the folder, for the splits that it holds."""
+    found = {name: sorted(folder.glob(f"{part}-{kind}[-.]idx?-ubyte*")) for name, part in IDX_SPLITS.items()}
+    return {name: files[0] for name, files in found.items() if files}
+
+
+def _read_idx(file: Path) -> np.ndarray:
+    """An IDX file of uint8: two zero bytes, the type 8, the number of dimensions, their sizes, the values."""
+    try:
+        content = (gzip.decompress if file.suffix == ".gz" else bytes)(file.read_bytes())
+        shape = np.frombuffer(content, ">u4", content[3], offset=4)
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
+    except (ValueError, IndexError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{file} is truncated or not an IDX file of bytes: {error}") from error
+
+
+def _load_idx(folder: Path, split: str, columns: dict, shape: tuple[int, int, int], streaming: bool) -> ImageDataset:
+    if streaming:
+        raise ValueError(f"streaming=True: the IDX files of {folder} can only be read whole")
+    for argument, named in columns.items():
+        _find_column(IDX_FEATURES, argument, named)
+    images = {name: _read_idx(file) for name, file in _idx_files(folder, "images").items()}
+    labels = {name: _read_idx(file) for name, file in _idx_files(folder, "labels").items()}
+    for name, pixels in images.items():
+        if name not in labels or pixels.ndim != 3 or labels[name].shape != pixels.shape[:1]:
+            raise ValueError(f"{folder}: the {name} images, of shape {pixels.shape}, need a file of as many labels")
+    parts = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(x) for name, x in images.items()})
+    pixels, targets = (np.concatenate([x[p.splitname][p.from_ : p.to] for p in parts]) for x in (images, labels))
+    if shape != (1, *pixels.shape[1:]):
+        pixels = np.stack([decode(PIL.Image.fromarray(image), str(folder), shape) for image in pixels])
+    class_names = [str(label) for label in range(max(x.max() for x in labels.values()) + 1)]
+    return ImageDataset(torch.from_numpy(pixels.reshape(-1, *shape)), torch.from_numpy(targets).long(), class_names)
+
+
+def _from_datasets(loaded, columns: dict, shape: tuple[int, int, int], fingerprint: str):
+    """What datasets loaded (`Dataset` or `IterableDataset`) -> `ImageDataset` or `StreamedImages`."""
+    features = loaded.features or {}
+    image_column, label_column = (_find_column(features, argument, named) for argument, named in columns.items())
+    if image_column is None:
+        raise ValueError(f"image_column=None: no column holds images; the columns are {list(features)}")
+    loaded = loaded.select_columns([name for name in (image_column, label_column) if name is not None])
+    loaded = loaded.cast_column(image_column, datasets.Image(decode=False))
+    class_names = getattr(features.get(label_column), "names", None)
+    if isinstance(loaded, datasets.IterableDataset):
+        if label_column is not None and class_names is None:
+            raise ValueError(f"label_column={label_column!r}: {features[label_column]}, streaming needs ClassLabel")
+        return StreamedImages(loaded, image_column, label_column, shape, class_names, fingerprint)
+    labels = None
+    if label_column is not None:
+        if features[label_column] == datasets.Value("string"):
+            loaded = loaded.class_encode_column(label_column)
+            class_names = loaded.features[label_column].names
+        labels = torch.from_numpy(loaded.data.column(label_column).fill_null(-1).to_numpy().astype(np.int64))
+        if (labels < 0).any():
+            raise ValueError(f"label_column={label_column!r}: {(labels < 0).sum()} of {len(labels)} have no label")
+        class_names = class_names or [str(label) for label in range(labels.max() + 1)]
+    pixels = DecodedOnAccess(loaded, image_column, shape)
+    fits = 0 < math.prod(pixels.shape) <= MAX_BYTES_IN_MEMORY
+    return ImageDataset(pixels.in_memory() if fits else pixels, labels, class_names)
+
+
+def _find_column(features: dict, argument: str, named: str | None) -> str | None:
+    """The named column; else the one of the type that tells it; else one with a usual name; else None."""
+    kind, usual, other_dtypes = COLUMNS[argument]
+    dtypes = {c: getattr(f, "dtype", "binary" if isinstance(f, dict) else "") for c, f in features.items()}
+    typed = [c for c, feature in features.items() if isinstance(feature, kind)]
+    suiting = [c for c in features if c in typed or dtypes[c] in other_dtypes]
+    if named is not None and named not in suiting:
+        raise ValueError(f"{argument}={named!r}: allowed are {suiting}, of the data set's columns {list(features)}")
+    found = [named] if named else [c for c in usual if c in typed] or typed or [c for c in usual if c in suiting]
+    if found == typed and len(typed) > 1 and typed[0] not in usual:
+        raise ValueError(f"{argument}=None: {typed} all hold {kind.__name__} values; name one of them")
+    return found[0] if found else None

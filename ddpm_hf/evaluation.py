@@ -1,0 +1,362 @@
+"""Measure a saved model: likelihood and fidelity on one rank or many, each figure with its floor and its spread.
+
+`scripts/evaluate.py` reads the arguments, this file loads model and data (`hub`, `data`) and measures (`likelihood`,
+`fidelity`; `measures` is what is found out about each image), and `report` draws what comes out. Work is cut into
+batches whose borders depend on `batch_size` alone, and whole batches go to ranks: every image meets the same
+arithmetic in the same company on any number of ranks, so the values are the same.
+
+metrics.json, the dict that `evaluate` returns:
+    metrics      name -> value, flat: what a model card shows (bits_per_dim, fid, kid, precision, recall, accuracy,
+                 nearest_distance, memorized_share, fid_inception, kid_inception, as measured), the mean over seeds
+    floors       name -> the same function of as many real test images in place of samples; the best one can expect
+    spreads      name -> standard deviation over seeds; of bits_per_dim the standard error over images, noise and t
+    unavailable  metric -> why it could not be had
+    details      what does not fit one number: terms of bits_per_dim, accuracy_of_class, each seed's values
+    sweep        with --sweep: a list of {sampler, num_inference_steps, fid, seconds_per_image}
+    settings     every option, the model, fingerprints and sizes of the data, versions, device, num_processes
+    seconds      phase -> wall time
+    command      as it was typed
+"""
+
+import dataclasses
+import platform
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from operator import itemgetter
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
+from safetensors.torch import load_file
+from tqdm.auto import tqdm
+
+from ddpm_hf import fidelity, hub
+from ddpm_hf.data import load_image_dataset
+from ddpm_hf.evaluation_config import NEEDS, SAMPLERS, EvaluationConfig
+from ddpm_hf.likelihood import Bound, split_chain, variational_bound
+from ddpm_hf.measures import (
+    Measure,
+    classifier_measure,
+    concatenate,
+    inception_measure,
+    neighbors_measure,
+    pixels,
+    save_cache,
+)
+from ddpm_hf.scheduling_ddpm_noise import DDPMNoiseScheduler
+
+
+def evaluate(model: str, config: EvaluationConfig) -> tuple[dict, dict]:
+    """Measure `model` (a folder or Hub id). Call it on every rank.
+
+    Returns: the content of metrics.json, and the tensors that `report` draws; both empty on all ranks but the first.
+
+    Raises:
+        ValueError: an option, or a model and data set that do not go together, before anything is computed.
+    """
+    return Evaluation(model, config).run()
+
+
+class Evaluation:
+    """One model, its data, and what measures them."""
+
+    def __init__(self, model: str, config: EvaluationConfig):
+        self.model, self.config, self.state = model, config, _join_ranks()
+        self.pipeline = hub.load(model, revision=config.revision).to(self.state.device)
+        self.pipeline.unet.eval()
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.scheduler_config = self.pipeline.scheduler.config
+        self.is_conditional = self.pipeline.unet.config.num_class_embeds is not None
+        self.train, self.test = (self._load_data(split) for split in (config.split, config.test_split))
+        self.metrics = self._choose_metrics()
+        self._check_data()
+        self._check_sampling()
+        self.measures: dict[str, Measure] = {}
+        self.unavailable: dict[str, str] = {}
+        self._load_measures()
+        self.seconds: dict[str, float] = {}
+
+    # ------------------------------------------------------------------ what goes together
+
+    def _load_data(self, split: str):
+        config, unet = self.config, self.pipeline.unet.config
+        if unet.sample_size is None:
+            raise ValueError(
+                f"model={self.model!r} has no unet.config.sample_size: the size of its images is unknown."
+            )
+        columns = {"image_column": config.image_column, "label_column": config.label_column}
+        shape = {"num_channels": unet.in_channels, "image_size": unet.sample_size}
+        return load_image_dataset(config.dataset, split=split, **columns, **shape)
+
+    def _choose_metrics(self) -> list[str]:
+        if self.config.sweep:
+            return ["fid"]
+        if self.config.metrics is not None:
+            if "accuracy" in self.config.metrics and not self.is_conditional:
+                raise ValueError(f"metrics has 'accuracy', but model={self.model!r} takes no class labels.")
+            return list(dict.fromkeys(self.config.metrics))
+        left_out = {"fid_inception", "kid_inception"} | (set() if self.is_conditional else {"accuracy"})
+        return [name for name in NEEDS if name not in left_out]
+
+    def _check_data(self) -> None:
+        config, unet = self.config, self.pipeline.unet.config
+        if config.num_images > len(self.test):
+            raise ValueError(
+                f"num_images={config.num_images}: the {config.test_split!r} split has {len(self.test)} images, and the"
+                " floor takes as many as there are samples."
+            )
+        if unet.in_channels == 3:
+            images = pixels(self.train, range(min(100, len(self.train))))
+            if (images == images[:, :1]).all():
+                raise ValueError(
+                    f"model={self.model!r} draws colour images, but those of dataset={config.dataset!r} are grey."
+                )
+        if not self.is_conditional:
+            return
+        num_labels = len(self.pipeline.id2label) or unet.num_class_embeds
+        if self.test.labels is None or int(self.test.labels.max()) >= num_labels:
+            found = "none" if self.test.labels is None else f"up to {int(self.test.labels.max())}"
+            raise ValueError(
+                f"model={self.model!r} takes labels 0 to {num_labels - 1}; dataset={config.dataset!r} has {found}."
+            )
+
+    def _check_sampling(self) -> None:
+        config, scheduler = self.config, self.scheduler_config
+        if config.guidance_scale != 1 and not self.is_conditional:
+            raise ValueError(
+                f"guidance_scale={config.guidance_scale}, but model={self.model!r} takes no class labels."
+            )
+        chosen = [(config.sampler, 1 if config.num_inference_steps is None else config.num_inference_steps)]
+        for sampler, steps in config.parse_sweep_points() if config.sweep else chosen:
+            if not 1 <= steps <= scheduler.num_train_timesteps:
+                raise ValueError(f"{steps} steps: model={self.model!r} has 1 to {scheduler.num_train_timesteps}.")
+            if sampler in ("dpmsolver++", "unipc") and scheduler.get("variance_type", "").startswith("learned"):
+                raise ValueError(
+                    f"{sampler}: diffusers has it for a fixed variance, model={self.model!r} learned its own."
+                )
+
+    def _load_measures(self) -> None:
+        """Load what the metrics need; one whose weights cannot be had, or do not suit the images, is unavailable."""
+        config, channels, device = self.config, self.pipeline.unet.config.in_channels, self.state.device
+        loaders = {
+            "classifier": lambda: classifier_measure(config.classifier, channels, device),
+            "inception": lambda: inception_measure(device),
+            "neighbors": lambda: neighbors_measure(self.train),
+        }
+        for need in sorted({need for metric in self.metrics for need in NEEDS[metric]}):
+            wanting = [metric for metric in self.metrics if need in NEEDS[metric]]
+            try:
+                measure = self.measures[need] = loaders[need]()
+            except (OSError, RuntimeError, LookupError) as error:
+                self.unavailable |= dict.fromkeys(wanting, str(error).strip().splitlines()[0])
+                continue
+            if any(metric.startswith("fid") for metric in wanting):
+                fidelity.check_full_rank(config.num_images, measure.num_features)
+            if "accuracy" in wanting and measure.class_names != self.test.class_names:
+                reason = f"the classifier knows {measure.class_names}, the data set {self.test.class_names}"
+                self.unavailable["accuracy"] = reason
+        if config.sweep and self.unavailable:
+            raise ValueError(f"sweep: FID cannot be had ({self.unavailable['fid']}).")
+        self.metrics = [metric for metric in self.metrics if metric not in self.unavailable]
+
+    # ------------------------------------------------------------------ work, spread over ranks
+
+    def _over_batches(self, num_items: int, function: Callable[[range], object], phase: str) -> list:
+        """function(indices) of every batch, in order, on all ranks; whole batches are dealt out."""
+        start, size = time.perf_counter(), self.config.batch_size
+        batches = [range(i, min(i + size, num_items)) for i in range(0, num_items, size)]
+        mine = list(enumerate(batches))[self.state.process_index :: self.state.num_processes]
+        bar = tqdm(mine, desc=phase, unit="batch", disable=not self.state.is_main_process)
+        results = gather_object([(number, function(indices)) for number, indices in bar])
+        self.seconds[phase] = self.seconds.get(phase, 0) + time.perf_counter() - start
+        return [result for _, result in sorted(results, key=itemgetter(0))]
+
+    def subset(self, seed: int) -> np.ndarray:
+        """The num_images test images that are this seed's floor, and whose labels its samples are asked for."""
+        return np.random.default_rng((seed, 0)).permutation(len(self.test))[: self.config.num_images]
+
+    def real(self, dataset, name: str) -> dict[str, torch.Tensor] | None:
+        """One measure of all images of a data set, from the cache if it is there; on the first rank only."""
+        measure = self.measures[name]
+        path = measure.cache_file(self.config.cache_dir, dataset.fingerprint)
+        if not broadcast_object_list([path.exists()])[0]:
+            batches = self._over_batches(
+                len(dataset), lambda indices: measure.function(pixels(dataset, indices)), f"real images, {name}"
+            )
+            if self.state.is_main_process:
+                save_cache(path, concatenate(batches))
+        return load_file(path) if self.state.is_main_process else None
+
+    def samples(self, seed: int, sampler: str | None, num_inference_steps: int | None) -> dict[str, torch.Tensor]:
+        """num_images samples as uint8 "images", their "labels" if asked for, and every measure of them."""
+        labels = self.test.labels[self.subset(seed)] if self.is_conditional else None
+        options = {"num_inference_steps": num_inference_steps, "guidance_scale": self.config.guidance_scale}
+        if sampler is not None:
+            scheduler_class, options["eta"] = SAMPLERS[sampler]
+            self.pipeline.scheduler = scheduler_class.from_config(self.scheduler_config)
+            if sampler == "ddpm" and num_inference_steps is None:
+                options["num_inference_steps"] = self.scheduler_config.num_train_timesteps
+
+        def draw(indices: range) -> dict[str, torch.Tensor]:
+            generators = [torch.Generator().manual_seed(_key(seed, i)) for i in indices]
+            asked = {} if labels is None else {"labels": labels[indices.start : indices.stop]}
+            images = self.pipeline(
+                batch_size=len(indices),
+                generator=generators,
+                output_type="pt",
+                class_labels=asked.get("labels"),
+                **options,
+            ).images
+            images = fidelity.to_uint8(images).cpu()
+            found = {"images": images} | asked
+            for measure in self.measures.values():
+                found |= measure.function(images)
+            return found
+
+        return concatenate(self._over_batches(self.config.num_images, draw, "samples"))
+
+    def bound(self) -> dict:
+        """`Bound.summary` of num_images test images."""
+        scheduler = DDPMNoiseScheduler.from_config(self.scheduler_config)
+        num_timesteps = self.config.bpd_timesteps or None
+        split_chain(len(scheduler), num_timesteps)
+        chosen, seed = self.subset(self.config.seeds[0]), self.config.seeds[0]
+
+        def measure(indices: range) -> Bound:
+            index = torch.from_numpy(chosen[indices.start : indices.stop])
+            batch = self.test[index.tolist()]
+            labels = batch["labels"].to(self.state.device) if self.is_conditional else None
+            x_0 = batch["x_0"].to(self.state.device)
+            return variational_bound(self.pipeline.unet, scheduler, x_0, index, labels, num_timesteps, seed)
+
+        return Bound.concatenate(self._over_batches(len(chosen), measure, "bpd")).summary()
+
+    # ------------------------------------------------------------------ figures
+
+    def run(self) -> tuple[dict, dict]:
+        config, drawn = self.config, {}
+        result = {"metrics": {}, "floors": {}, "spreads": {}, "unavailable": self.unavailable, "details": {}}
+        if config.sweep:
+            result["sweep"] = self.sweep()
+        if not config.sweep and "bpd" in self.metrics:
+            details = result["details"]["bits_per_dim"] = self.bound()
+            result["metrics"]["bits_per_dim"] = details["bits_per_dim"]
+            result["spreads"]["bits_per_dim"] = details["standard_error"]
+        fidelity_metrics = [name for name in self.metrics if NEEDS[name] and not config.sweep]
+        if fidelity_metrics:
+            real = self.real_images()
+            samples = [self.samples(seed, config.sampler, config.num_inference_steps) for seed in config.seeds]
+            if self.state.is_main_process:
+                for name in fidelity_metrics:
+                    self._add_figures(result, name, samples, real)
+            drawn = self._drawn(samples[0])
+        if not self.state.is_main_process:
+            return {}, {}
+        return result | {"settings": self._settings(), "seconds": self.seconds}, drawn
+
+    def real_images(self) -> dict[str, dict[str, torch.Tensor]] | None:
+        """Every measure of the "train" and "test" images (neighbours of the latter only); on the first rank only."""
+        real = {"train": {}, "test": {}}
+        for name in self.measures:
+            for split, dataset in (("train", self.train), ("test", self.test)):
+                if (name, split) != ("neighbors", "train"):
+                    real[split] |= self.real(dataset, name) or {}
+        if self.test.labels is not None:
+            real["test"]["labels"] = self.test.labels
+        return real if self.state.is_main_process else None
+
+    def _add_figures(self, result: dict, name: str, samples: list[dict], real: dict) -> None:
+        """One metric of each seed's samples, and of as many real test images: mean, floor, spread."""
+        start, config = time.perf_counter(), self.config
+        figures, floors = [], []
+        for seed, fake in zip(config.seeds, samples):
+            test = {key: values[self.subset(seed)] for key, values in real["test"].items()}
+            figures.append(self._figures(name, fake, real, seed))
+            floors.append(self._figures(name, test, real, seed))
+        for key, value in figures[0].items():
+            each = [figure[key] for figure in figures]
+            if isinstance(value, dict):
+                result["details"][key] = {part: float(np.mean([figure[part] for figure in each])) for part in value}
+                continue
+            result["metrics"][key] = float(np.mean(each))
+            result["floors"][key] = float(np.mean([floor[key] for floor in floors]))
+            if len(each) > 1:
+                result["spreads"][key] = float(np.std(each, ddof=1))
+            result["details"].setdefault("seeds", {})[key] = dict(zip(map(str, config.seeds), each))
+        self.seconds[name] = time.perf_counter() - start
+
+    def _figures(self, name: str, fake: dict, real: dict, seed: int) -> dict:
+        """The figures of one metric. `fake` are samples, or the test images that give the floor."""
+        train = real["train"]
+        features = "inception" if name.endswith("inception") else "features"
+        if name.startswith("fid"):
+            return {name: fidelity.frechet_distance(train[features], fake[features])}
+        if name.startswith("kid"):
+            return {name: fidelity.kernel_distance(train[features], fake[features], seed=seed)}
+        if name == "precision_recall":
+            chosen = np.random.default_rng((seed, 1)).permutation(len(self.train))[: self.config.num_images]
+            return dict(
+                zip(("precision", "recall"), fidelity.precision_recall(train[features][chosen], fake[features]))
+            )
+        if name == "accuracy":
+            accuracy, each = fidelity.class_accuracy(fake["logits"], fake["labels"])
+            return {"accuracy": accuracy, "accuracy_of_class": {self.test.class_names[i]: v for i, v in each.items()}}
+        return {
+            "nearest_distance": fake["distances"].median().item(),
+            "memorized_share": fidelity.memorized_share(fake["distances"], real["test"]["distances"]),
+        }
+
+    def sweep(self) -> list[dict]:
+        """FID and seconds per image of each sampler and number of steps, on the first seed's samples."""
+        real, points = self.real_images(), []
+        for sampler, steps in self.config.parse_sweep_points():
+            before = self.seconds.get("samples", 0)
+            samples = self.samples(self.config.seeds[0], sampler, steps)
+            if self.state.is_main_process:
+                points.append(
+                    {
+                        "sampler": sampler,
+                        "num_inference_steps": steps,
+                        "fid": fidelity.frechet_distance(real["train"]["features"], samples["features"]),
+                        "seconds_per_image": (self.seconds["samples"] - before) / self.config.num_images,
+                    }
+                )
+        return points
+
+    def _drawn(self, samples: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What the report shows: 64 samples, and the 8 that lie nearest to a training image with that image."""
+        drawn = {"samples": samples["images"][:64]}
+        if "distances" in samples:
+            nearest = samples["distances"].argsort()[:8]
+            drawn["nearest_samples"] = samples["images"][nearest]
+            drawn["nearest_training_images"] = pixels(self.train, samples["neighbors"][nearest])
+        return drawn
+
+    def _settings(self) -> dict:
+        options = dataclasses.asdict(self.config)
+        del options["cache_dir"]
+        libraries = ("torch", "diffusers", "transformers", "torchmetrics", "accelerate", "numpy")
+        return options | {
+            "model": self.model,
+            "scheduler": dict(self.scheduler_config),
+            "data": {
+                name: {"fingerprint": dataset.fingerprint, "num_images": len(dataset)}
+                for name, dataset in ((self.config.split, self.train), (self.config.test_split, self.test))
+            },
+            "measures": {name: measure.key for name, measure in self.measures.items()},
+            "device": str(self.state.device),
+            "num_processes": self.state.num_processes,
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in libraries},
+        }
+
+
+def _key(seed: int, index: int) -> int:
+    """The seed of sample number `index`, far from those of all other (seed, index)."""
+    return int(np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0])
+
+
+def _join_ranks() -> PartialState:
+    """The ranks of this launch; without an accelerator, accelerate alone would make independent jobs of them."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())

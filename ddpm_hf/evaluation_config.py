@@ -1,0 +1,90 @@
+"""What `evaluation` can measure, and the options of one run, from which scripts/evaluate.py builds its arguments."""
+
+import os
+from dataclasses import dataclass, field
+
+from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
+
+from ddpm_hf.data import FASHION_MNIST
+from ddpm_hf.scheduling_ddpm_noise import DDPMNoiseScheduler
+
+NEEDS = {  # metric -> what every image is measured with
+    "bpd": (),
+    "fid": ("classifier",),
+    "kid": ("classifier",),
+    "precision_recall": ("classifier",),
+    "accuracy": ("classifier",),
+    "memorization": ("neighbors",),
+    "fid_inception": ("inception",),
+    "kid_inception": ("inception",),
+}
+SAMPLERS = {  # name -> scheduler class, eta
+    "ddpm": (DDPMNoiseScheduler, None),
+    "ddim": (DDPMNoiseScheduler, 0.0),
+    "dpmsolver++": (DPMSolverMultistepScheduler, None),
+    "unipc": (UniPCMultistepScheduler, None),
+}
+SWEEP = [f"ddpm:{n}" for n in (1000, 250, 100)]
+SWEEP += [f"{name}:{n}" for name in ("ddim", "dpmsolver++", "unipc") for n in (10, 20, 25, 50)]
+
+
+@dataclass
+class EvaluationConfig:
+    """What to measure, on what, and how the samples are drawn."""
+
+    metrics: list[str] | None = field(
+        default=None,
+        metadata={"help": f"of {', '.join(NEEDS)}; default: all that need no download and suit the model"},
+    )
+    dataset: str = field(default=FASHION_MNIST, metadata={"help": "Hub id or folder of the real images"})
+    split: str = field(default="train", metadata={"help": "the images that the model was trained on"})
+    test_split: str = field(default="test", metadata={"help": "the images that it never saw"})
+    image_column: str | None = field(default=None, metadata={"help": "of the data set; found by its type otherwise"})
+    label_column: str | None = field(default=None, metadata={"help": "of the data set; found by its type otherwise"})
+    num_images: int = field(
+        default=1000, metadata={"help": "samples per seed, and test images for bits/dim and the floors"}
+    )
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "one set of samples for each"})
+    batch_size: int = field(default=100, metadata={"help": "images at once on each rank"})
+    sampler: str | None = field(
+        default=None, metadata={"help": f"of {', '.join(SAMPLERS)}; default: the pipeline's own"}
+    )
+    num_inference_steps: int | None = field(default=None, metadata={"help": "default: the pipeline's own; ddpm: all"})
+    guidance_scale: float = field(default=1.0, metadata={"help": "1 is plain conditional sampling"})
+    bpd_timesteps: int = field(default=50, metadata={"help": "evaluated for each image (stratified); 0 is all: exact"})
+    classifier: str = field(
+        default="checkpoints/fashion-mnist-classifier",
+        metadata={"help": "folder or Hub id of the classifier whose features and labels measure"},
+    )
+    revision: str | None = field(default=None, metadata={"help": "of a model on the Hub"})
+    cache_dir: str = field(
+        default=os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "ddpm_hf"),
+        metadata={"help": "where features of real images are kept"},
+    )
+    sweep: bool = field(
+        default=False, metadata={"help": "measure FID and time of every sampler and number of steps instead"}
+    )
+    sweep_points: list[str] = field(
+        default_factory=lambda: list(SWEEP), metadata={"help": "SAMPLER:STEPS of the sweep"}
+    )
+
+    def __post_init__(self):
+        if unknown := set(self.metrics or ()) - set(NEEDS):
+            raise ValueError(f"metrics has {sorted(unknown)}: choose from {list(NEEDS)}.")
+        if self.sampler not in (None, *SAMPLERS):
+            raise ValueError(f"sampler={self.sampler!r}: choose from {list(SAMPLERS)}.")
+        for name, least in {"num_images": 2, "batch_size": 1, "bpd_timesteps": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}.")
+        if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds={self.seeds}: give one or more different numbers, each 0 or above.")
+        for point in self.sweep_points:
+            sampler, _, steps = point.partition(":")
+            if sampler not in SAMPLERS or not steps.isdigit():
+                raise ValueError(
+                    f"sweep_points has {point!r}: give SAMPLER:STEPS, with SAMPLER from {list(SAMPLERS)}."
+                )
+
+    def parse_sweep_points(self) -> list[tuple[str, int]]:
+        """The sweep's (sampler, number of steps)."""
+        return [(sampler, int(steps)) for sampler, _, steps in (point.partition(":") for point in self.sweep_points)]

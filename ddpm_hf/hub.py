@@ -1,0 +1,400 @@
+"""Save, load and push: a model on disk IS a Hub repo, so there is one layout and nothing to convert.
+
+    model_index.json  pipeline_ddpm_image.py    what diffusers' loaders read; the code that a `trust_remote_code` load runs
+    unet/             config.json, *.safetensors, modeling_ddpm_unet.py
+    scheduler/        scheduler_config.json, scheduling_ddpm_noise.py
+    README.md         the model card (model_card.py)
+    samples.png  metrics.json  training_config.yaml
+
+`training.train` saves through here, every script loads through here. A pushed repo has a second branch, "stock": the same
+weights under diffusers' own classes, for those who may not run remote code. Writing is a transaction in both places: on disk
+a complete model takes the old one's place or nothing does; on the Hub a branch gets one commit or none, however often the
+network fails in between.
+"""
+
+import filecmp
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import httpx2
+import yaml
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import filter_repo_objects
+from safetensors import SafetensorError
+from tenacity import Retrying, before_sleep_log, retry_if_exception, stop_after_attempt, wait_exponential
+
+from .model_card import write_card
+from .modeling_ddpm_unet import DDPMUNet2DModel
+from .pipeline_ddpm_image import DDPMImagePipeline
+from .scheduling_ddpm_noise import DDPMNoiseScheduler
+
+logger = logging.getLogger(__name__)
+
+# Saved under either name, loaded as ours: the classes agree in config and weights.
+DDPMImagePipeline.component_classes = {
+    "DDPMUNet2DModel": DDPMUNet2DModel,
+    "UNet2DModel": DDPMUNet2DModel,
+    "DDPMNoiseScheduler": DDPMNoiseScheduler,
+    "DDPMScheduler": DDPMNoiseScheduler,
+}
+
+WEIGHTS = ("unet/*.safetensors", "unet/*.safetensors.index.json")
+EXTRAS = ("README.md", "samples.png", "metrics.json", "training_config.yaml")
+# The allow-list: whatever else lies in the folder (optimizer state, logs, keys) is never pushed.
+MODEL_FILES = (
+    *("model_index.json", "pipeline_ddpm_image.py", "unet/config.json", "unet/modeling_ddpm_unet.py"),
+    *("scheduler/scheduler_config.json", "scheduler/scheduling_ddpm_noise.py", *WEIGHTS, *EXTRAS),
+)
+SPACE_FILES = ("README.md", "requirements.txt", "*.py", "*.css", "*.js", "*.png")
+STOCK = "stock"
+MESSAGE = "Upload DDPM image pipeline"
+NAMED_MODEL = re.compile(r'(\b(?:from_pretrained|snapshot_download|load)\()"[^"]*"')  # in the examples of a card
+NO_PICKLES = (
+    "Weights are read from .safetensors only; a .bin or .pt is refused, because unpickling it can run any code."
+)
+LOG_IN = "pass token=, set HF_TOKEN or run `hf auth login`."
+
+
+class HubError(OSError):
+    """The Hub did not give or take a model; the message says why and what to do."""
+
+
+# ------------------------------------------------------------------ on disk
+
+
+def save(pipeline, folder, *, samples=None, metrics: dict | None = None, train_config: dict | None = None) -> Path:
+    """Save a pipeline as a model folder, all of it or nothing.
+
+    A saved model that is already in `folder` stays whole until the next one is complete and on the disk; files that are not
+    a saved model's (checkpoints/, logs/) are left alone. What is not given is kept from the earlier save of the same weights
+    (in `folder`, or where `pipeline` was loaded from), so that saving what was loaded changes nothing; what was said about
+    other weights goes.
+
+    Args:
+        pipeline: a `DDPMImagePipeline`.
+        folder: where to; made if missing.
+        samples: a PIL image, the grid that the card shows -> samples.png.
+        metrics: results and how they were measured (see model_card.py) -> metrics.json and the card.
+        train_config: the training run's options -> training_config.yaml, without tokens and without paths of this machine.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"folder={str(folder)!r} is a file: a saved model is a folder.")
+    _finish_save(folder)
+    staging = folder / ".saving"
+    shutil.rmtree(staging, ignore_errors=True)  # what a killed save left
+    pipeline.save_pretrained(staging)
+    _keep_extras(staging, [folder, Path(pipeline.config.get("_name_or_path") or folder)])
+    if samples is not None:
+        samples.save(staging / "samples.png")
+    if metrics is not None:
+        (staging / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    if train_config is not None:
+        (staging / "training_config.yaml").write_text(yaml.safe_dump(_public(train_config), sort_keys=False))
+    given = any(extra is not None for extra in (samples, metrics, train_config))
+    if given or not (staging / "README.md").exists():
+        write_card(pipeline, staging, folder.resolve().name).save(staging / "README.md")
+    stale = set(_saved_files(folder)) - set(_saved_files(staging))
+    (staging / ".stale").write_text("\n".join(sorted(stale)))
+    _sync(staging)
+    staging.rename(folder / ".saved")  # from here on the new model is the one that counts
+    _finish_save(folder)
+    return folder
+
+
+def _finish_save(folder: Path) -> None:
+    """Put a complete save in place. May be killed and called again at any point, by a second process as well."""
+    saved = folder / ".saved"
+    with suppress(FileNotFoundError):
+        for name in (saved / ".stale").read_text().splitlines():
+            (folder / name).unlink(missing_ok=True)
+        for name in _saved_files(saved):
+            (folder / name).parent.mkdir(exist_ok=True)
+            with suppress(FileNotFoundError):
+                os.replace(saved / name, folder / name)
+        _sync(folder)
+        shutil.rmtree(saved, ignore_errors=True)
+
+
+def _saved_files(folder: Path, allowed=MODEL_FILES) -> list[str]:
+    """The files of a saved model in a folder, as paths in a repo."""
+    paths = (path for part in (".", "unet", "scheduler") for path in (folder / part).glob("*") if path.is_file())
+    return sorted(filter_repo_objects((p.relative_to(folder).as_posix() for p in paths), allow_patterns=list(allowed)))
+
+
+def _keep_extras(staging: Path, sources: list[Path]) -> None:
+    """Take over card, samples and figures from where the same weights were saved before."""
+    weights = _saved_files(staging, WEIGHTS)
+    for source in sources:
+        same_files = _saved_files(source, WEIGHTS) == weights
+        if same_files and filecmp.cmpfiles(staging, source, weights, shallow=False)[0] == weights:
+            for name in _saved_files(source, EXTRAS):
+                shutil.copyfile(source / name, staging / name)
+            return
+
+
+def _public(value):
+    """A training option as everybody may read it: no token, and of a path on this machine the last part only."""
+    if isinstance(value, dict):
+        return {key: _public(option) for key, option in value.items() if "token" not in key.lower()}
+    if isinstance(value, (list, tuple)):
+        return [_public(option) for option in value]
+    if isinstance(value, Path) or (isinstance(value, str) and os.path.isabs(value)):
+        return Path(value).name
+    return value
+
+
+def _sync(folder: Path) -> None:
+    """Force the files of a saved model, and the names of all, to the disk."""
+    folders = [path for path in (folder, folder / "unet", folder / "scheduler") if path.is_dir()]
+    for path in [folder / name for name in _saved_files(folder)] + folders if os.name == "posix" else ():
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+# ------------------------------------------------------------------ loading
+
+
+def load(model, *, revision=None, token=None, local_files_only: bool = False) -> DDPMImagePipeline:
+    """Load a model from a folder or the Hub with the classes of this package; no code that comes with the model is run.
+
+    Args:
+        model: a folder that `save` wrote (or any with a DDPM's UNet2DModel), or a Hub id, ours or "google/ddpm-cifar10-32".
+        revision: on the Hub: branch, tag or commit.
+        token: for a private or gated repo; None takes $HF_TOKEN or the login's.
+        local_files_only: take a Hub model from the cache and ask nobody.
+
+    Raises:
+        ValueError: `model` is no saved model, is incomplete or damaged, or keeps its weights in a format that can run code.
+        HubError: the Hub does not have it, does not show it to this token, or cannot be reached.
+    """
+    folder = Path(model)
+    if folder.is_file() or folder.suffix in (".pt", ".pth", ".bin", ".ckpt"):
+        raise ValueError(f"model={str(model)!r}: pass the folder of a saved model or a Hub id. {NO_PICKLES}")
+    if folder.is_dir():
+        _finish_save(folder)
+    else:
+        folder = _download(str(model), revision=revision, token=token, local_files_only=local_files_only)
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+        unet_class = DDPMImagePipeline.component_classes[index["unet"][1]]
+    except FileNotFoundError:
+        raise ValueError(f"model={str(model)!r} is not a saved model: it has no model_index.json.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"model={str(model)!r}: model_index.json names no U-Net of a DDPM ({error!r}).") from error
+    if not _saved_files(folder, WEIGHTS):
+        raise ValueError(f"model={str(model)!r} has no unet/*.safetensors. {NO_PICKLES}")
+    try:
+        unet, info = unet_class.from_pretrained(
+            folder, subfolder="unet", use_safetensors=True, disable_mmap=True, output_loading_info=True
+        )
+        pipeline = DDPMImagePipeline.from_pretrained(folder, unet=unet)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise ValueError(f"model={str(model)!r} is damaged or incomplete: {_first_line(error)}") from error
+    if wrong := "; ".join(f"{kind}: {names}" for kind, names in info.items() if names):
+        raise ValueError(f"model={str(model)!r}: its weights do not fit its config ({wrong}).")
+    return pipeline
+
+
+def _download(repo_id: str, **options) -> Path:
+    patterns = [name for name in MODEL_FILES if not name.endswith(".py")]
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=patterns, **options))
+    except HFValidationError:
+        raise ValueError(f"model={repo_id!r}: no such folder, and no Hub id ('name' or 'owner/name').") from None
+    except (httpx2.HTTPError, OSError, RuntimeError) as error:
+        raise HubError(f"Could not load {repo_id!r} (there is no such folder here): {_reason(error)}") from error
+
+
+# ------------------------------------------------------------------ pushing
+
+
+def push(
+    folder, repo_id: str, *, private: bool = False, revision=None, create_pr: bool = False, token=None
+) -> CommitInfo:
+    """Push a saved model to the Hub: one commit on a branch, or none where the branch has these files already.
+
+    The branch `main` brings the branch `stock` with it. Only the files of a saved model go up; those of an earlier one that
+    this one lacks are deleted there, anybody else's stay. Nothing in `folder` is changed. Requests are repeated with growing
+    pauses where that is safe: every commit names its parent, and every attempt looks first at what the branch has, so that an
+    answer that was lost makes no second commit.
+
+    Args:
+        folder: a saved model.
+        repo_id: "owner/name" or "name"; created if missing. The card that is pushed names it in its examples.
+        private: create it private; an error if it exists and is public.
+        revision: branch to push to, made if missing. None is `main`.
+        create_pr: open a pull request instead, or renew the one that an earlier push opened and that is still open.
+        token: None takes $HF_TOKEN or the login's.
+
+    Returns: the commit, or the one that was there already; with `create_pr` see its `pr_url`.
+
+    Raises:
+        ValueError: `folder` is no saved model.
+        HubError: not everything went up. The same call again finishes what is missing.
+    """
+    folder, branch = Path(folder), revision or "main"
+    if branch == STOCK:
+        raise ValueError(f"revision={revision!r} is written by a push to main; choose another branch.")
+    pipeline = load(folder)
+    card = folder / "README.md"
+    card = card.read_text() if card.exists() else str(write_card(pipeline, folder, folder.resolve().name))
+    model = {name: folder / name for name in _saved_files(folder)} | {"README.md": card}
+    with tempfile.TemporaryDirectory() as stock_folder:
+        stock = {}
+        if branch == "main" and not create_pr:
+            stock = _stock_model(
+                pipeline, folder, Path(stock_folder), ModelCard(card).data, repo_id.rpartition("/")[2]
+            )
+
+        def attempt(api: HfApi, parents: dict[str, str]) -> CommitInfo:
+            repo = _create_repo(api, repo_id, "model", private)
+            commit = _commit(api, repo, branch, model, MODEL_FILES, parents, create_pr)
+            if stock:
+                _commit(api, repo, STOCK, stock, MODEL_FILES, parents)
+            return commit
+
+        return _publish(attempt, folder, repo_id, token)
+
+
+def push_space(folder, repo_id: str, model_id: str, *, private: bool = False, token=None) -> CommitInfo:
+    """Create or update a Gradio Space from an app's folder, with its variable MODEL_ID set to the model it shall show.
+
+    Arguments and errors as in `push`; only an app's own files go up (code, style, pictures, requirements.txt, README.md).
+    """
+    folder = Path(folder)
+    names = (path.name for path in folder.glob("*") if path.is_file())
+    files = {name: folder / name for name in sorted(filter_repo_objects(names, allow_patterns=list(SPACE_FILES)))}
+    if "app.py" not in files:
+        raise ValueError(f"folder={str(folder)!r} is no Space: it has no app.py.")
+
+    def attempt(api: HfApi, parents: dict[str, str]) -> CommitInfo:
+        repo = _create_repo(api, repo_id, "space", private, space_sdk="gradio")
+        current = api.get_space_variables(repo["repo_id"]).get("MODEL_ID")
+        if current is None or current.value != model_id:
+            api.add_space_variable(repo["repo_id"], "MODEL_ID", model_id)
+        return _commit(api, repo, "main", files, SPACE_FILES, parents)
+
+    return _publish(attempt, folder, repo_id, token)
+
+
+def _stock_model(pipeline, folder: Path, target: Path, card_data, title: str) -> dict[str, Path | str]:
+    """The model under diffusers' own classes. `DDPMPipeline` passes no labels, so a class-conditional U-Net becomes the
+    unconditional one that its null label makes it: W x + b + class_embedding[null], summed into the bias b.
+    Without a null label there is no such model: {}."""
+    config = {name: value for name, value in pipeline.unet.config.items() if not name.startswith("_")}
+    state = dict(pipeline.unet.state_dict())
+    if config["num_class_embeds"] is not None or config["class_embed_type"] is not None:
+        if pipeline.null_label is None or "class_embedding.weight" not in state:
+            return {}
+        null = state.pop("class_embedding.weight")[pipeline.null_label]
+        state["time_embedding.linear_2.bias"] = state["time_embedding.linear_2.bias"] + null
+        config["num_class_embeds"] = None
+    unet = UNet2DModel.from_config(config)
+    unet.load_state_dict(state, assign=True)
+    DDPMPipeline(unet, DDPMScheduler.from_config(pipeline.scheduler.config)).save_pretrained(target)
+    card = write_card(pipeline, folder, title, stock=True)
+    card.data = card_data  # a licence or a tag edited on the card holds here too
+    return {name: target / name for name in _saved_files(target)} | {"README.md": str(card)}
+
+
+def _publish(attempt, folder: Path, repo_id: str, token) -> CommitInfo:
+    """Call attempt(api, parents) until it gets through; a HubError where it does not."""
+    attempts = Retrying(
+        retry=retry_if_exception(_is_transient),
+        wait=wait_exponential(max=8),
+        stop=stop_after_attempt(5),
+        before_sleep=before_sleep_log(logger, logging.WARNING),
+        reraise=True,
+    )
+    try:
+        return attempts(attempt, HfApi(token=token), {})
+    except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
+        raise HubError(
+            f"Could not push {folder} to {repo_id}: {_reason(error)} Everything in {folder} is as it was; the same again"
+            " finishes the push."
+        ) from error
+
+
+def _create_repo(api: HfApi, repo_id: str, repo_type: str, private: bool, **options) -> dict[str, str]:
+    url = api.create_repo(repo_id, repo_type=repo_type, private=private or None, exist_ok=True, **options)
+    repo = {"repo_id": url.repo_id, "repo_type": repo_type}
+    if private and not api.repo_info(**repo).private:
+        raise HubError(
+            "it exists and is public, and private was asked for. Make it private there or take another name."
+        )
+    return repo
+
+
+def _commit(api: HfApi, repo, branch, files, allowed, parents: dict[str, str], create_pr: bool = False) -> CommitInfo:
+    """Bring the branch of a repo to the files given, in one commit or none. A card given as text gets the repo's name.
+
+    parents: branch -> the commit it was at when the push began; the Hub refuses to build on another (412).
+    """
+    if branch != "main" and not create_pr:
+        api.create_branch(**repo, branch=branch, exist_ok=True)
+    pull_request = _open_pull_request(api, repo) if create_pr else None
+    target = pull_request or branch
+    there = api.repo_info(**repo, revision=target)
+    ours = filter_repo_objects((file.rfilename for file in there.siblings), allow_patterns=list(allowed))
+    operations = [CommitOperationDelete(name) for name in ours if name not in files]
+    for name, data in files.items():
+        if isinstance(data, str):
+            data = NAMED_MODEL.sub(rf'\1"{repo["repo_id"]}"', data).encode()
+        operations.append(CommitOperationAdd(name, data if isinstance(data, bytes) else str(data)))
+    return api.create_commit(
+        **repo,
+        operations=operations,
+        commit_message=MESSAGE,
+        revision=target,
+        create_pr=create_pr and not pull_request,
+        parent_commit=parents.setdefault(target, there.sha),
+    )
+
+
+def _open_pull_request(api: HfApi, repo) -> str | None:
+    """The pull request of an earlier push (or of an attempt whose answer was lost), if it is still open."""
+    author = api.whoami()["name"]
+    ours = api.get_repo_discussions(**repo, author=author, discussion_type="pull_request", discussion_status="open")
+    return next((request.git_reference for request in ours if request.title == MESSAGE), None)
+
+
+def _is_transient(error: BaseException) -> bool:
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in (408, 429, 500, 502, 503, 504)
+    return isinstance(error, httpx2.TransportError)
+
+
+def _reason(error: Exception) -> str:
+    """What the Hub refused, in one line, and what to do about it."""
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if isinstance(error, GatedRepoError):
+        return f"it is gated. Ask for access on its page, then {LOG_IN}"
+    if isinstance(error, RevisionNotFoundError):
+        return "it has no such revision."
+    if status == 401 or isinstance(error, RepositoryNotFoundError):
+        return f"the Hub shows no such repo to this token. Check the name; for a private one {LOG_IN}"
+    if status == 403:
+        return "the token may not write there. Take one with the role 'write', and check the owner in the name."
+    if status == 412:
+        return "somebody else committed to it meanwhile."
+    return _first_line(error)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))

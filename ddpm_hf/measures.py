@@ -1,0 +1,92 @@
+"""What `evaluation` finds out about every image, sample or real: features, the class seen, the nearest training image.
+
+A `Measure` maps uint8 (B, C, H, W) to named tensors (B, ...) on the CPU; the mathematics is `fidelity`'s. Real images
+are measured once: the key of a measure and the fingerprint of a data set name a file in the cache.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForImageClassification
+
+from ddpm_hf import fidelity
+from ddpm_hf.data import to_uint8
+
+
+@dataclass
+class Measure:
+    """`function`: uint8 (B, C, H, W) -> named tensors (B, ...). `key` identifies it in the cache."""
+
+    key: str
+    function: Callable[[torch.Tensor], dict[str, torch.Tensor]]
+    num_features: int = 0
+    class_names: list[str] | None = None
+
+    def cache_file(self, cache_dir: str, fingerprint: str) -> Path:
+        """Where the measure of a data set is kept."""
+        return Path(cache_dir) / f"{fingerprint}-{self.key}.safetensors"
+
+
+def classifier_measure(path: str, num_channels: int, device: torch.device) -> Measure:
+    """The "features" (D,) and "logits" (K,) of the classifier in a folder or on the Hub.
+
+    Raises: OSError if it cannot be had, LookupError if it does not see images of `num_channels`.
+    """
+    classifier = AutoModelForImageClassification.from_pretrained(path).to(device).eval()
+    config = classifier.config
+    if config.num_channels != num_channels:
+        raise LookupError(f"classifier={path!r} sees {config.num_channels} channels, the images have {num_channels}")
+    weights = b"".join(value.cpu().numpy().tobytes() for value in classifier.state_dict().values())
+
+    def function(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        features, logits = fidelity.classify(classifier, images)
+        return {"features": features, "logits": logits}
+
+    key = f"classifier-{hashlib.sha256(weights).hexdigest()[:16]}"
+    return Measure(key, function, config.hidden_sizes[-1], [config.id2label[i] for i in sorted(config.id2label)])
+
+
+def inception_measure(device: torch.device) -> Measure:
+    """The "inception" (2048,) features of published FIDs; raises RuntimeError if they cannot be had."""
+    inception = fidelity.load_inception().to(device)
+
+    def function(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"inception": fidelity.embed_with_inception(inception, images)}
+
+    return Measure("inception-v3-compat", function, fidelity.INCEPTION_FEATURES)
+
+
+def neighbors_measure(train) -> Measure:
+    """Distances () to the nearest image of the data set `train`, held in memory, and its index: "neighbors" ()."""
+    starts = range(0, len(train), 1000)
+    references = torch.cat([pixels(train, range(start, min(start + 1000, len(train)))) for start in starts])
+
+    def function(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        distances, neighbors = fidelity.nearest_images(images, references)
+        return {"distances": distances, "neighbors": neighbors}
+
+    return Measure(f"nearest-{train.fingerprint}", function)
+
+
+def pixels(dataset, indices) -> torch.Tensor:
+    """Images of an `ImageDataset` as uint8 (B, C, H, W)."""
+    return to_uint8(dataset[[int(i) for i in indices]]["x_0"])
+
+
+def save_cache(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write a cache file; readers see all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        save_file(tensors, Path(folder) / path.name)
+        os.replace(Path(folder) / path.name, path)
+
+
+def concatenate(batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Batches of named tensors -> one for all images."""
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}

@@ -1,0 +1,116 @@
+"""The card of a saved model: model_card.md filled in from what lies in its folder, nothing typed, through huggingface_hub's ModelCard.
+
+`hub.save` writes it as README.md. Its figures, and the `model-index` that the Hub reads, come from metrics.json alone:
+{"metrics": {"fid": 3.17, "bits": {"test": 3.7}}, "command": "...", ...}: numbers under "metrics" are results, the rest says how they were
+measured; `train_seconds` is the training time. A dict without "metrics" is taken to be results only.
+"""
+
+import json
+import math
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import diffusers
+import torch
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+TASK = "unconditional-image-generation"
+
+
+def write_card(pipeline, folder: Path, name: str, *, stock: bool = False) -> ModelCard:
+    """The card of the model in `folder`, or of the stock branch made from it.
+
+    Args:
+        pipeline: the `DDPMImagePipeline` that is in the folder.
+        folder: holds metrics.json, training_config.yaml and samples.png, as far as there are any.
+        name: the model's name, a heading and the argument of the examples.
+        stock: describe the branch under diffusers' own classes.
+    """
+    options = yaml.safe_load(_read(folder / "training_config.yaml")) or {}
+    dataset = str(options.get("dataset") or "unknown")
+    figures, notes = _results(json.loads(_read(folder / "metrics.json") or "{}"))
+    results = [
+        EvalResult(TASK, dataset, dataset.rpartition("/")[2], metric, value) for metric, value in figures.items()
+    ]
+    data = ModelCardData(
+        license="apache-2.0",
+        library_name="diffusers",
+        pipeline_tag=TASK,
+        tags=["ddpm", "diffusion", "pytorch", TASK],
+        datasets=[dataset] if dataset.count("/") == 1 and not Path(dataset).exists() else None,
+        model_name=name,
+        eval_results=results or None,
+    )
+    unet, size = pipeline.unet.config, pipeline.unet.config.sample_size
+    conditional = unet.num_class_embeds is not None or unet.class_embed_type is not None
+    return ModelCard.from_template(
+        data,
+        template_path=_template(),
+        name=name,
+        stock=stock,
+        stock_branch=pipeline.null_label is not None or not conditional,
+        unet=unet,
+        scheduler=pipeline.scheduler.config,
+        size="x".join(map(str, (size, size) if isinstance(size, int) else size)),
+        num_parameters=pipeline.unet.num_parameters(),
+        labels=[label for _, label in sorted(pipeline.id2label.items())],
+        null_label=pipeline.null_label,
+        dataset=dataset,
+        figures=figures,
+        train_seconds=notes.pop("train_seconds", None),
+        notes=notes,
+        options=options,
+        has_samples=(folder / "samples.png").exists(),
+        versions=_versions(),
+    )
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def _results(metrics: dict) -> tuple[dict[str, float], dict]:
+    """metrics.json -> its results, finite numbers by dotted name, and what is said about them."""
+    if "metrics" not in metrics:
+        metrics = {"metrics": {k: v for k, v in metrics.items() if _is_result(k, v)}} | {
+            k: v for k, v in metrics.items() if not _is_result(k, v)
+        }
+    notes = {
+        name: value for name, value in metrics.items() if name != "metrics" and not isinstance(value, (dict, list))
+    }
+    return _flat(metrics["metrics"]), notes
+
+
+def _is_result(name: str, value) -> bool:
+    return name != "train_seconds" and isinstance(value, (int, float, dict))
+
+
+def _flat(values: dict, prefix: str = "") -> dict[str, float]:
+    figures = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            figures |= _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, (int, float)) and math.isfinite(value):
+            figures[prefix + name] = value
+    return figures
+
+
+def _template() -> Path:
+    """model_card.md: beside this file where the package is installed, at the top of the source tree otherwise."""
+    here = Path(__file__).parent
+    return next(path for path in (here / "model_card.md", here.parent / "model_card.md") if path.exists())
+
+
+def _versions() -> dict[str, str]:
+    try:
+        ours = version("ddpm_hf")
+    except PackageNotFoundError:
+        ours = "source"
+    return {
+        "ddpm_hf": ours,
+        "diffusers": diffusers.__version__,
+        "torch": torch.__version__,
+        "Python": platform.python_version(),
+    }

@@ -1,0 +1,415 @@
+"""train(config): Algorithm 1 of DDPM (Ho et al. 2020, arXiv:2006.11239) under Accelerate, from data to a saved model.
+
+    data -> objective (scheduler.add_noise -> unet -> loss) -> optimizer, EMA -> hub.save
+
+Everything counts optimizer steps, on any number of ranks. What is drawn for a sample depends on (seed, its position in the run) alone,
+and dropout on (seed, forward pass, rank), never on the state of a global generator: that makes a resumed run the same run, bit for bit.
+
+    OUTPUT_DIR/                     the saved model, once the run has ended
+    OUTPUT_DIR/run.yaml             this run's TrainConfig; `train.py run.yaml` starts it again
+    OUTPUT_DIR/checkpoints/step-N/  a saved model (the averaged weights) and state/, all that --resume needs
+    OUTPUT_DIR/samples/, logs/      grids drawn on the way, the tracker's files
+"""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, broadcast_object_list, gather_object, set_seed
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from tqdm.auto import tqdm
+
+from . import hub
+from .config import PRESETS, TrainConfig
+from .data import SampleOrder, StreamedImages, collate_batch, load_image_dataset
+from .grid import labelled_grid
+from .modeling_ddpm_unet import DDPMUNet2DModel
+from .objective import draw, drop_labels, training_losses
+from .pipeline_ddpm_image import DDPMImagePipeline
+from .scheduling_ddpm_noise import DDPMNoiseScheduler
+
+logger = logging.getLogger(__name__)
+
+NUM_BUCKETS = 10  # of timesteps, in the held-out loss
+IMAGES_PER_CLASS = 8  # in the sample grid
+
+
+def train(config: TrainConfig) -> Path:
+    """Run `config` to its end, or to a SIGTERM or Ctrl-C, after which `resume=True` goes on. Returns the run's folder."""
+    return Trainer(config).run()
+
+
+class Trainer:
+    """The parts of one run: made in `__init__`, after every check that can be made before work is done."""
+
+    def __init__(self, config: TrainConfig):
+        self.config, self.folder = config, Path(config.output_dir)
+        self.accelerator = _make_accelerator(config)
+        checkpoint = self._open_folder()
+        preset = PRESETS[config.preset]
+        unet_config = dict(preset.unet)
+        self.data = self._load_data("train")
+        names = self.data.class_names if preset.class_conditional else None
+        if names:
+            unet_config["num_class_embeds"] = len(names) + 1  # the last is the null label
+        self.id2label = dict(enumerate(names or []))
+
+        set_seed(config.seed)
+        unet = DDPMUNet2DModel(**unet_config).to(memory_format=torch.channels_last)
+        self.eval_unet = DDPMUNet2DModel(**unet_config).eval()
+        self.eval_unet.to(self.accelerator.device, memory_format=torch.channels_last)
+        self.scheduler = DDPMNoiseScheduler(**preset.scheduler)
+        if config.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        optimizer = torch.optim.AdamW(
+            unet.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
+        )
+        model = torch.compile(unet) if config.torch_compile else unet
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        # Not prepared: Accelerate would step it once per rank, and it counts optimizer steps.
+        self.lr_scheduler = get_scheduler(
+            config.lr_scheduler,
+            self.optimizer.optimizer,
+            num_warmup_steps=config.lr_warmup_steps,
+            num_training_steps=config.max_train_steps,
+        )
+        self.ema = EMAModel(self.model.parameters(), decay=config.ema_decay, foreach=True)
+        self.ema.to(self.accelerator.device)
+        self.accelerator.register_for_checkpointing(self.lr_scheduler, self.ema)
+        self.step = self._load_checkpoint(checkpoint) if checkpoint else 0
+        self.validation_data = None if config.streaming else self._load_validation_data()
+        self.signalled: int | None = None
+
+    # ------------------------------------------------------------------ the loop
+
+    def run(self) -> Path:
+        config, accelerator = self.config, self.accelerator
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        if accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            config.save(self.folder / "run.yaml")
+        tracked = {name: "none" if value is None else value for name, value in asdict(config).items()}
+        accelerator.init_trackers("ddpm_hf", config=tracked)
+        bar = tqdm(
+            total=config.max_train_steps, initial=self.step, unit="step", disable=not accelerator.is_main_process
+        )
+        batches, losses, since = iter(self._loader()), [], time.perf_counter()
+        while self.step < config.max_train_steps:
+            losses.append(self.train_step(batches))
+            self.step += 1
+            bar.update()
+            is_last = self.step == config.max_train_steps
+            if self.step % config.logging_steps == 0 or is_last:
+                images_per_second = len(losses) * self.total_batch_size / (time.perf_counter() - since)
+                self._log(losses, images_per_second, bar)
+                losses, since = [], time.perf_counter()
+            if config.validation_steps and self.step % config.validation_steps == 0 and not is_last:
+                self.validate()
+                since = time.perf_counter()
+            stopping = self._is_stopping()
+            if self.step % config.checkpointing_steps == 0 or is_last or stopping:
+                self.save_checkpoint()
+                since = time.perf_counter()
+            if stopping:
+                break
+        bar.close()
+        if self.step == config.max_train_steps:
+            self._finish()
+        else:
+            self._say(
+                f"Stopped by {signal.Signals(self.signalled or signal.SIGTERM).name} at step {self.step}, saved. --resume goes on."
+            )
+        accelerator.end_training()
+        return self.folder
+
+    def train_step(self, batches) -> torch.Tensor:
+        """One optimizer step: the gradient step of Algorithm 1 on `total_batch_size` images. Returns this rank's mean loss, ()."""
+        config, accelerator, device = self.config, self.accelerator, self.accelerator.device
+        total = 0.0
+        for i in range(config.gradient_accumulation_steps):
+            batch = next(batches)
+            x_0 = batch["x_0"].to(device, memory_format=torch.channels_last, non_blocking=True)
+            t, noise, uniform = draw(x_0, batch["position"], config.seed, len(self.scheduler))
+            labels = None
+            if self.id2label:
+                labels = batch["labels"].to(device, non_blocking=True)
+                labels = drop_labels(labels, uniform, config.label_dropout, null_label=len(self.id2label))
+            with accelerator.accumulate(self.model):
+                forward = (self.step * config.gradient_accumulation_steps + i) * accelerator.num_processes
+                torch.manual_seed((config.seed << 40) + forward + accelerator.process_index)  # dropout's
+                loss = training_losses(self.model, self.scheduler, x_0, t, noise, labels, config.snr_gamma).mean()
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            total = total + loss.detach()
+        if not accelerator.optimizer_step_was_skipped:  # fp16 skips a step whose gradients overflow
+            self.lr_scheduler.step()
+            self.ema.step(self.model.parameters())
+        return total / config.gradient_accumulation_steps
+
+    @property
+    def total_batch_size(self) -> int:
+        """Images of one optimizer step, over all ranks."""
+        config = self.config
+        return config.train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
+
+    def _loader(self) -> torch.utils.data.DataLoader:
+        config, accelerator = self.config, self.accelerator
+        if isinstance(self.data, StreamedImages):
+            return torch.utils.data.DataLoader(self.data, batch_size=config.train_batch_size)
+        order = SampleOrder(
+            len(self.data),
+            config.train_batch_size,
+            config.seed,
+            rank=accelerator.process_index,
+            num_ranks=accelerator.num_processes,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            start_step=self.step,
+        )
+        return torch.utils.data.DataLoader(
+            self.data,
+            batch_sampler=order,
+            collate_fn=collate_batch,
+            num_workers=config.dataloader_num_workers,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+
+    def _log(self, losses: list[torch.Tensor], images_per_second: float, bar: tqdm) -> None:
+        """Report the mean loss over steps and ranks; end the run if it is not finite."""
+        losses = self.accelerator.reduce(torch.stack(losses), reduction="mean")
+        if not losses.isfinite().all():
+            step = self.step - len(losses) + int((~losses.isfinite()).nonzero()[0]) + 1
+            raise FloatingPointError(
+                f"The loss is no longer finite at step {step}. The last good checkpoint is {_newest(self.folder)}: go on from"
+                " it with a lower learning_rate, or with mixed_precision bf16 or no."
+            )
+        loss, lr = losses.mean().item(), self.lr_scheduler.get_last_lr()[0]
+        self.accelerator.log({"loss": loss, "lr": lr, "images_per_second": images_per_second}, step=self.step)
+        bar.set_postfix_str(f"loss {loss:.4f}, {images_per_second:.0f} images/s")
+
+    # ------------------------------------------------------------------ looking at what was learnt
+
+    def pipeline(self) -> DDPMImagePipeline:
+        """The model as it would be saved now: the averaged weights, in eval mode."""
+        self.ema.copy_to(self.eval_unet.parameters())
+        pipeline = DDPMImagePipeline(self.eval_unet, self.scheduler_copy(), self.id2label or None)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def scheduler_copy(self) -> DDPMNoiseScheduler:
+        return DDPMNoiseScheduler.from_config(self.scheduler.config)  # sampling changes its chain
+
+    def draw_samples(self):
+        """A grid of samples as a PIL image (None but on the main process): the same seeds every time, drawn by all ranks together."""
+        labels = [label for label in self.id2label for _ in range(IMAGES_PER_CLASS)] or [None] * 64
+        pipeline, images = self.pipeline(), []
+        with self.accelerator.split_between_processes(list(enumerate(labels))) as mine, self.accelerator.autocast():
+            for start in range(0, len(mine), 64):
+                seeds, mine_labels = zip(*mine[start : start + 64])
+                generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+                guided = {} if None in mine_labels else {"class_labels": list(mine_labels)}
+                guided |= {"guidance_scale": self.config.guidance_scale} if guided else {}
+                images += pipeline(len(seeds), generators, **guided).images
+        images = gather_object(images)
+        if not self.accelerator.is_main_process:
+            return None
+        if not self.id2label:
+            return labelled_grid({"": images})
+        rows = enumerate(self.id2label.values())
+        return labelled_grid({name: images[i * IMAGES_PER_CLASS :][:IMAGES_PER_CLASS] for i, name in rows})
+
+    @torch.no_grad()
+    def validation_loss(self) -> dict[str, float]:
+        """Loss of the averaged weights on held-out images, all in all and for each tenth of the timesteps; the same noise every time."""
+        unet, num_images = self.pipeline().unet, min(self.config.num_validation_images, len(self.validation_data))
+        found = []
+        with self.accelerator.split_between_processes(list(range(num_images))) as mine, self.accelerator.autocast():
+            for start in range(0, len(mine), 128):
+                indices = mine[start : start + 128]
+                batch = self.validation_data[indices]
+                x_0 = batch["x_0"].to(self.accelerator.device)
+                t, noise, _ = draw(x_0, torch.tensor(indices), 0, len(self.scheduler))
+                labels = batch["labels"].to(x_0.device) if self.id2label else None
+                losses = training_losses(unet, self.scheduler, x_0, t, noise, labels)
+                found += list(zip(t.tolist(), losses.tolist()))
+        t, losses = map(torch.tensor, zip(*gather_object(found)))
+        buckets = t * NUM_BUCKETS // len(self.scheduler)
+        means = {f"validation_loss/t_{i}": losses[buckets == i].mean().item() for i in buckets.unique().tolist()}
+        return {"validation_loss": losses.mean().item()} | means
+
+    def validate(self):
+        """Report the held-out loss and draw the grid; returns them."""
+        figures = self.validation_loss() if self.validation_data else {}
+        self.accelerator.log(figures, step=self.step)
+        grid = self.draw_samples()
+        if grid is not None:
+            path = self.folder / "samples" / f"step-{self.step}.png"
+            path.parent.mkdir(exist_ok=True)
+            grid.save(path)
+        return figures, grid
+
+    # ------------------------------------------------------------------ the run's folder
+
+    def _open_folder(self) -> Path | None:
+        """See that the folder is free for this run, or find the checkpoint to go on from."""
+        config, path = self.config, self.folder / "run.yaml"
+        if path.exists() or (self.folder / "model_index.json").exists():
+            if not config.resume:
+                raise ValueError(
+                    f"output_dir={config.output_dir!r} already holds a run: --resume goes on with it, another folder is a new one."
+                )
+            if path.exists() and (different := config.differences(path)):
+                raise ValueError(
+                    f"output_dir={config.output_dir!r} holds a run with another {', '.join(different)}: choose another folder."
+                )
+        return broadcast_object_list([_newest(self.folder) if config.resume else None])[0]
+
+    def save_checkpoint(self) -> None:
+        """Write checkpoints/step-N aside, give it its name when it is whole and on the disk, then remove the oldest."""
+        accelerator, target = self.accelerator, self.folder / "checkpoints" / f"step-{self.step}"
+        aside = target.with_name(f".{target.name}")
+        if accelerator.is_main_process:
+            shutil.rmtree(aside, ignore_errors=True)
+            hub.save(self.pipeline(), aside, train_config=asdict(self.config))
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(aside / "state"))
+        if isinstance(self.data, StreamedImages):
+            (aside / "state" / f"stream-{accelerator.process_index}.json").write_text(
+                json.dumps(self.data.state_dict())
+            )
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            files = [path for path in sorted((aside / "state").rglob("*")) if path.is_file()]
+            sizes = {str(path.relative_to(aside)): path.stat().st_size for path in files}
+            manifest = aside / "state" / "manifest.json"
+            manifest.write_text(json.dumps({"step": self.step, "sizes": sizes}))
+            for path in (*files, manifest, aside / "state", aside):
+                _fsync(path)
+            shutil.rmtree(target, ignore_errors=True)
+            aside.rename(target)
+            _fsync(target.parent)
+            for old in _checkpoints(self.folder)[: -self.config.checkpoints_total_limit or None]:
+                shutil.rmtree(old)
+        accelerator.wait_for_everyone()
+
+    def _load_checkpoint(self, checkpoint: Path) -> int:
+        self.accelerator.load_state(str(checkpoint / "state"))
+        if isinstance(self.data, StreamedImages):
+            path = checkpoint / "state" / f"stream-{self.accelerator.process_index}.json"
+            self.data.load_state_dict(json.loads(path.read_text()))
+        self._say(f"Resumed from {checkpoint}.")
+        return json.loads((checkpoint / "state" / "manifest.json").read_text())["step"]
+
+    def _finish(self) -> None:
+        """Leave the saved model in the run's folder, and push it where that was asked for."""
+        config = self.config
+        figures, grid = self.validate()
+        if self.accelerator.is_main_process:
+            hub.save(self.pipeline(), self.folder, samples=grid, train_config=asdict(config))
+            held_out = f", held-out loss {figures['validation_loss']:.4f}" if figures else ""
+            self._say(f"Saved {self.folder} after {self.step} steps{held_out}. Look at {self.folder / 'samples.png'}.")
+            if config.push_to_hub:
+                repo_id = config.hub_model_id or self.folder.resolve().name
+                commit = hub.push(self.folder, repo_id, private=config.hub_private_repo)
+                self._say(f"Pushed to {commit.repo_url}.")
+
+    # ------------------------------------------------------------------ data, signals, messages
+
+    def _load_data(self, split: str):
+        config, unet = self.config, PRESETS[self.config.preset].unet
+        options = dict(
+            image_column=config.image_column,
+            label_column=config.label_column,
+            num_channels=unet.get("in_channels", 3),
+            image_size=unet["sample_size"],
+        )
+        with self.accelerator.main_process_first():  # one rank fills datasets' cache, the others read it
+            data = load_image_dataset(config.dataset, split=split, streaming=config.streaming, **options)
+        if isinstance(data, StreamedImages):
+            return data.shard(config.seed, self.accelerator.process_index, self.accelerator.num_processes)
+        if split == "train" and config.random_flip:
+            data.flip_seed = config.seed
+        return data
+
+    def _load_validation_data(self):
+        if not self.config.num_validation_images:
+            return None
+        try:
+            return self._load_data("test")
+        except ValueError as error:
+            logger.warning(f"No held-out loss: {error}")
+
+    def _on_signal(self, number, frame) -> None:
+        self.signalled = number
+        self.accelerator.set_trigger()
+
+    def _is_stopping(self) -> bool:
+        """Whether any rank got a signal. Ranks agree about it at the logging steps only: asking makes them wait for each other."""
+        if self.accelerator.num_processes == 1:
+            return self.signalled is not None
+        return self.step % self.config.logging_steps == 0 and self.accelerator.check_trigger()
+
+    def _say(self, message: str) -> None:
+        if self.accelerator.is_main_process:
+            tqdm.write(message)
+
+
+def _make_accelerator(config: TrainConfig) -> Accelerator:
+    """The Accelerator of this rank; a launch that is not what was asked for is refused."""
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with=None if config.report_to == "none" else config.report_to,
+        project_config=ProjectConfiguration(config.output_dir, logging_dir=f"{config.output_dir}/logs"),
+    )
+    if accelerator.device.type == "cpu" and config.mixed_precision == "fp16":
+        raise ValueError(
+            "mixed_precision='fp16' needs a GPU (on a CPU torch would silently compute in float32): choose bf16 or no."
+        )
+    if (asked := int(os.environ.get("WORLD_SIZE", 1))) != accelerator.num_processes:
+        raise ValueError(
+            f"The launcher started {asked} ranks, but each would train alone. On CPUs set ACCELERATE_USE_CPU=true, as"
+            " accelerate_configs/cpu_2_ranks.yaml does."
+        )
+    return accelerator
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    return sorted(folder.glob("checkpoints/step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def _newest(folder: Path) -> Path | None:
+    """The newest whole checkpoint; those with missing or truncated files are passed over with a warning."""
+    checkpoints = _checkpoints(folder)
+    for checkpoint in reversed(checkpoints):
+        try:
+            sizes = json.loads((checkpoint / "state" / "manifest.json").read_text())["sizes"]
+            broken = [name for name, size in sizes.items() if (checkpoint / name).stat().st_size != size]
+        except (OSError, ValueError, KeyError) as error:
+            broken = [str(error)]
+        if not broken:
+            return checkpoint
+        logger.warning(f"{checkpoint} is not whole ({', '.join(broken)}): trying the one before it.")
+    if checkpoints:
+        raise ValueError(
+            f"resume: none of the checkpoints in {folder / 'checkpoints'} is whole; remove them to start anew."
+        )
+    return None
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)

@@ -1,0 +1,46 @@
+"""Measure a saved model: bits/dim, FID, KID, precision and recall, accuracy, memorization; or, with --sweep, samplers.
+
+    accelerate launch scripts/evaluate.py MODEL --metrics bpd fid kid --num_images 5000 --output metrics.json
+
+Writes metrics.json (the schema is in ddpm_hf/evaluation.py) and, beside it, report.png or sweep.png. Exit code 0: all
+was measured; 2: an argument is wrong, nothing was computed; 3: a metric could not be had, the others were measured.
+"""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from transformers import HfArgumentParser
+
+from ddpm_hf import report
+from ddpm_hf.evaluation import evaluate
+from ddpm_hf.evaluation_config import EvaluationConfig
+from ddpm_hf.hub import HubError
+
+
+def main() -> int:
+    parser = HfArgumentParser(EvaluationConfig, description=__doc__.splitlines()[0])
+    parser.add_argument("model", help="folder of a saved model, or a Hub id (stock pipelines as well)")
+    parser.add_argument("--output", default="metrics.json", help="where the figures go")
+    try:
+        config, arguments = parser.parse_args_into_dataclasses()
+        result, drawn = evaluate(arguments.model, config)
+    except (ValueError, FileNotFoundError, HubError) as error:
+        parser.exit(2, f"error: {error}\n")
+    if not result:  # a rank that only helped
+        return 0
+    result["command"] = shlex.join(["accelerate", "launch", *sys.argv])
+    output = Path(arguments.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(result, indent=2) + "\n")
+    if config.sweep:
+        report.save_sweep(output.with_name("sweep.png"), result["sweep"])
+    else:
+        report.save_report(output.with_name("report.png"), result, drawn)
+    print(report.format_table(result))
+    return 3 if result["unavailable"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""Train the small image classifier whose features and labels `scripts/evaluate.py` measures with.
+
+    python scripts/train_classifier.py --output checkpoints/fashion-mnist-classifier
+
+`transformers` does the work: a ResNet in Hub form, trained by its Trainer; the card records what it reached on the
+test images.
+"""
+
+import shlex
+import sys
+import time
+from dataclasses import dataclass, field
+
+import torch
+from transformers import HfArgumentParser, ResNetConfig, ResNetForImageClassification, Trainer, TrainingArguments
+
+from ddpm_hf.data import load_image_dataset
+from ddpm_hf.fidelity import to_pixel_values
+
+CARD = """---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: image-classification
+datasets: [{dataset}]
+---
+
+# A small classifier of {dataset}
+
+`ResNetForImageClassification` with {parameters:,} parameters. Accuracy on the {num_test:,} test images:
+**{accuracy:.2%}** (torch {torch}, {seconds:.0f} s). It sees images of {channels} channel(s) in [-1, 1], enlarged to
+{size} x {size} pixels; `ddpm_hf.fidelity.classify` does that. Its last hidden layer gives the {features} features of
+FID, KID, precision and recall in `scripts/evaluate.py`.
+
+```bash
+{command}
+```
+"""
+
+
+@dataclass
+class ClassifierConfig:
+    dataset: str = field(default="zalando-datasets/fashion_mnist", metadata={"help": "Hub id or folder of the images"})
+    output: str = field(default="checkpoints/fashion-mnist-classifier", metadata={"help": "folder for the model"})
+    num_channels: int = field(default=1, metadata={"help": "of the images"})
+    image_size: int = field(
+        default=28, metadata={"help": "of the images, in pixels; the classifier sees them twice as large"}
+    )
+    num_epochs: int = field(default=8, metadata={"help": "passes over the training images"})
+    batch_size: int = field(default=256, metadata={"help": "images per step"})
+    learning_rate: float = field(default=4e-3, metadata={"help": "peak of the cosine schedule"})
+    seed: int = field(default=0, metadata={"help": "of weights, order and augmentation"})
+    bf16: bool = field(default=True, metadata={"help": "compute in bfloat16; the weights stay float32"})
+
+
+class Augmented(torch.utils.data.Dataset):
+    """The same images, half of them mirrored, each batch shifted by up to two pixels."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitems__(self, indices):
+        batch = self.dataset.__getitems__(indices)
+        x_0 = batch["x_0"]
+        mirrored = torch.rand(len(x_0), 1, 1, 1) < 0.5
+        x_0 = torch.where(mirrored, x_0.flip(-1), x_0)
+        height, width = x_0.shape[-2:]
+        top, left = torch.randint(0, 5, (2,)).tolist()
+        padded = torch.nn.functional.pad(x_0, (2, 2, 2, 2), value=-1)
+        return {**batch, "x_0": padded[..., top : top + height, left : left + width]}
+
+
+def main(config: ClassifierConfig) -> None:
+    torch.manual_seed(config.seed)
+    shape = {"num_channels": config.num_channels, "image_size": config.image_size}
+    train, test = (load_image_dataset(config.dataset, split=split, **shape) for split in ("train", "test"))
+    if not train.class_names:
+        raise ValueError(f"dataset={config.dataset!r} has no class labels to learn.")
+    model = ResNetForImageClassification(
+        ResNetConfig(
+            num_channels=config.num_channels,
+            embedding_size=32,
+            hidden_sizes=[32, 64, 128],
+            depths=[2, 2, 2],
+            layer_type="basic",
+            id2label=dict(enumerate(train.class_names)),
+            label2id={name: label for label, name in enumerate(train.class_names)},
+            image_size=2 * config.image_size,
+        )
+    )
+    arguments = TrainingArguments(
+        output_dir=config.output,
+        num_train_epochs=config.num_epochs,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=500,
+        learning_rate=config.learning_rate,
+        weight_decay=0.05,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.1,
+        label_smoothing_factor=0.1,
+        bf16=config.bf16,
+        use_cpu=not torch.accelerator.is_available(),
+        seed=config.seed,
+        eval_strategy="epoch",
+        save_strategy="no",
+        report_to="none",
+        remove_unused_columns=False,
+    )
+    size = model.config.image_size
+    trainer = Trainer(
+        model,
+        arguments,
+        train_dataset=Augmented(train),
+        eval_dataset=test,
+        data_collator=lambda batch: {
+            "pixel_values": to_pixel_values(batch["x_0"], size),
+            "labels": batch["labels"],
+        },
+        compute_metrics=lambda seen: {"accuracy": (seen.predictions.argmax(axis=1) == seen.label_ids).mean().item()},
+    )
+    start = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - start
+    accuracy = trainer.evaluate()["eval_accuracy"]
+    model.save_pretrained(config.output)
+    card = CARD.format(
+        dataset=config.dataset,
+        parameters=model.num_parameters(),
+        num_test=len(test),
+        accuracy=accuracy,
+        torch=torch.__version__,
+        seconds=seconds,
+        size=size,
+        channels=config.num_channels,
+        features=model.config.hidden_sizes[-1],
+        command=shlex.join(["python", "scripts/train_classifier.py", *sys.argv[1:]]),
+    )
+    with open(f"{config.output}/README.md", "w") as file:
+        file.write(card)
+    print(f"accuracy on {len(test)} test images: {accuracy:.4f}, saved to {config.output}")
+
+
+if __name__ == "__main__":
+    main(HfArgumentParser(ClassifierConfig).parse_args_into_dataclasses()[0])

@@ -1,0 +1,65 @@
+"""Packaging of ddpm_hf. Ranges here, tested versions in constraints.txt."""
+
+import shutil
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+
+class BuildWithModelCard(build_py):
+    """The model card's template stands at the top of the tree; an installed package carries it beside its modules."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            shutil.copyfile("model_card.md", Path(self.build_lib) / "ddpm_hf" / "model_card.md")
+
+
+TRAIN = ["accelerate>=1.0", "datasets>=3.0", "transformers>=4.50", "tensorboard", "tqdm"]
+EVAL = ["accelerate>=1.0", "datasets>=3.0", "transformers>=4.50", "torchmetrics>=1.6", "scipy", "matplotlib", "tqdm"]
+APP = ["gradio>=5.0"]
+
+setup(
+    name="ddpm_hf",
+    version="0.1.0",
+    description="DDPM (Ho et al. 2020) from scratch, as first-class Hugging Face parts",
+    long_description=Path("README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=["ddpm_hf"],
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.4",
+        "numpy",
+        "pillow>=10.1",
+        "diffusers>=0.35",
+        "transformers>=4.50",
+        "accelerate>=1.0",
+        "huggingface_hub>=1.0",
+        "httpx2",
+        "safetensors",
+        "tenacity",
+        "pyyaml",
+    ],
+    extras_require={
+        "train": TRAIN,
+        "eval": EVAL,
+        "app": APP,
+        "dev": [
+            *TRAIN,
+            *EVAL,
+            *APP,
+            "pytest",
+            "ruff",
+            "mypy",
+            "playwright",
+            "nbclient",
+            "ipykernel",
+            "psutil",
+            "uvicorn",
+            "starlette",
+        ],
+    },
+    cmdclass={"build_py": BuildWithModelCard},
+)

@@ -1,0 +1,329 @@
+"""The Space: see a garment come out of noise.
+
+`python app.py` serves the model in MODEL_ID (a Hub id or a folder saved by `DDPMImagePipeline`; by default the repository's
+own checkpoint). Here are the page and the API; `service.py` samples, `pictures.py` draws, `viewer.js` scrubs.
+"""
+
+import json
+import os
+import re
+import secrets
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import gradio as gr
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub import snapshot_download
+from PIL import Image
+
+from pictures import draw_schedule, enlarge, make_grid, save_downloads, to_data_uri
+from service import MAX_GUIDANCE, MAX_IMAGES, SAMPLERS, Frame, Job, Parameters, SamplingService, to_uint8
+
+HERE = Path(__file__).resolve().parent
+MODEL_ID = os.environ.get("MODEL_ID", str(HERE.parent / "checkpoints" / "ddpm-fashion-mnist"))
+ALL_CLASSES, NO_CLASS = "All, in turn", "None: whatever comes"
+REAL_IMAGES = ["T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+CONCURRENCY = {
+    "concurrency_limit": 20,
+    "concurrency_id": "sampling",
+}  # requests in the service at once; more wait before it
+MAX_QUEUE = 60
+
+VIEWER = """
+<div class="viewer empty">
+  <div class="panels">
+    <figure><figcaption><b>x<sub>t</sub></b> the image at this step</figcaption><div><img alt="x_t"></div></figure>
+    <figure><figcaption><b>predicted x<sub>0</sub></b> where the model thinks it ends</figcaption>
+      <div><img alt="predicted x_0"></div></figure>
+  </div>
+  <input type="range" min="0" max="0" value="0" disabled aria-label="Step of the denoising">
+  <div class="line"><output></output><span class="status" role="status"></span></div>
+</div>
+"""
+
+EXPLANATION = r"""
+Training destroys images in a way that can be undone. Noise is added in many small steps, and because a sum of Gaussians is
+Gaussian, step $t$ can be reached in one jump:
+
+$$x_t = \sqrt{\bar\alpha_t}\,x_0 + \sqrt{1 - \bar\alpha_t}\,\epsilon, \qquad \epsilon \sim \mathcal N(0, I)$$
+
+The network sees $x_t$ and $t$ and is trained to tell what was mixed in. Subtract its answer, and there is a first guess of
+the image: sharp when little noise was added, an average of all that is possible when nearly everything is noise. Generation
+starts from pure noise and takes many small steps in the direction of that guess, each one a little better informed than the
+one before. Move $t$ and see how early the garment can be told.
+"""
+
+
+def load_model(model_id: str) -> tuple[DiffusionPipeline, Path]:
+    """Loads the pipeline and returns it with its folder, where the card and the metrics lie as well."""
+    folder = Path(model_id) if Path(model_id).is_dir() else Path(snapshot_download(model_id))
+    pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+    return pipe.to("cuda" if torch.cuda.is_available() else "cpu"), folder
+
+
+def read_card(folder: Path) -> str:
+    """The model card without its metadata, its pictures inlined, as Markdown."""
+    path = folder / "README.md"
+    if not path.is_file():
+        return "This model has no card."
+    text = re.sub(r"\A---\n.*?\n---\n", "", path.read_text(), flags=re.DOTALL)
+
+    def inline(match: re.Match) -> str:
+        picture = folder / match[2]
+        return f"![{match[1]}]({to_data_uri(Image.open(picture))})" if picture.is_file() else match[1]
+
+    return re.sub(r"!\[([^\]]*)\]\((?!https?:)([^)]+)\)", inline, text)
+
+
+def read_metrics(folder: Path) -> dict[str, Any] | None:
+    path = folder / "metrics.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+class App:
+    """The handlers behind the page and the API: one model, one service."""
+
+    def __init__(self, model_id: str):
+        self.model_id = model_id
+        self.pipe, self.folder = load_model(model_id)
+        self.service = SamplingService(self.pipe, max_waiting=MAX_QUEUE)
+        self.class_names = self.service.class_names
+
+    def start(self, class_labels, batch_size, num_inference_steps, sampler, guidance_scale, seed) -> Job:
+        """Checks what was asked for and puts it in line; a bad value or a full line is told to the visitor."""
+        seed = secrets.randbelow(2**32) if seed is None else seed
+        labels = tuple(class_labels) if class_labels else None  # [] is what a client sends for "no class"
+        try:
+            return self.service.submit(
+                Parameters(labels, batch_size, num_inference_steps, sampler, guidance_scale, seed)
+            )
+        except ValueError as error:
+            raise gr.Error(str(error), title="Not possible", print_exception=False) from error
+
+    def describe(self, parameters: Parameters) -> dict[str, Any]:
+        """All that is needed to make the same images again."""
+        return {
+            "model": self.model_id if not Path(self.model_id).is_dir() else Path(self.model_id).name,
+            "class_labels": parameters.labels,
+            "seeds": parameters.seeds,
+            "seed": parameters.seed,
+            "batch_size": parameters.batch_size,
+            "num_inference_steps": parameters.num_inference_steps,
+            "sampler": parameters.sampler,
+            "guidance_scale": parameters.guidance_scale,
+            "versions": {"diffusers": diffusers.__version__, "torch": torch.__version__},
+        }
+
+    def click(self, garment, batch_size, num_inference_steps, sampler, guidance_scale, seed) -> Iterator[tuple]:
+        """One click on Generate: yields (viewer, gallery, png, gif, json) as the denoising goes on."""
+        class_labels = {ALL_CLASSES: self.class_names, NO_CLASS: None}.get(garment, [garment])
+        job = self.start(class_labels, batch_size, num_inference_steps, sampler, guidance_scale, seed)
+        keep = [gr.skip()] * 4
+        status = f"waiting for {job.num_ahead} before you" if job.num_ahead else "starting"
+        shown, frames = [], []
+        try:
+            yield self.view(job, shown, status), *keep
+            for new in job.frames():
+                frames += new
+                shown += [show_frame(frame) for frame in new]
+                yield self.view(job, shown, "denoising"), *keep
+            with tempfile.TemporaryDirectory() as folder:
+                paths = self.save(Path(folder), job, frames)
+                captions = [
+                    label or f"seed {seed}" for label, seed in zip(job.parameters.labels, job.parameters.seeds)
+                ]
+                gallery = [(enlarge(image, 8), text) for image, text in zip(job.images, captions, strict=True)]
+                buttons = [gr.DownloadButton(value=path, interactive=True) for path in paths]
+                status = f"seed {job.parameters.seed}, {sampler}, {num_inference_steps} steps"
+                yield self.view(job, shown, status), gr.Gallery(gallery, visible=True), *buttons
+        finally:  # reached as well when the visitor stops it or leaves
+            self.service.cancel(job)
+
+    def view(self, job: Job, shown: list, status: str) -> dict[str, Any]:
+        return {"status": status, "num_steps": job.parameters.num_inference_steps, "frames": list(shown)}
+
+    def save(self, folder: Path, job: Job, frames: list[Frame]) -> list[str]:
+        return save_downloads(folder, job.images, [frame.x_t for frame in frames], self.describe(job.parameters))
+
+    def generate(
+        self, class_labels, batch_size, num_inference_steps, sampler, guidance_scale, seed=None
+    ) -> Iterator[tuple[str, str, dict]]:
+        """Samples images. Image i is of class_labels[i % len(class_labels)] (none: no class) and depends on seed + i alone,
+        not on batch_size; without a seed one is drawn. Returns the images as one PNG, their denoising as GIF, and all that
+        is needed to make them again."""
+        job = self.start(class_labels, batch_size, num_inference_steps, sampler, guidance_scale, seed)
+        try:
+            frames = [frame for new in job.frames() for frame in new]
+            with tempfile.TemporaryDirectory() as folder:
+                png, gif, _ = self.save(Path(folder), job, frames)
+                yield png, gif, self.describe(job.parameters)
+        finally:
+            self.service.cancel(job)
+
+    def explain(self, name: str, timestep: int) -> str:
+        """HTML: a real image, the same with the noise of `timestep`, what the model makes of it, and the schedule."""
+        config, scheduler = self.pipe.unet.config, self.pipe.scheduler
+        x_0 = real_image(name, config.in_channels, config.sample_size)
+        x_t, believed = self.service.noise_and_guess(x_0, timestep)
+        alphas_cumprod = scheduler.alphas_cumprod.double().cpu().numpy()
+        signal, noise = np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod)
+        pictures = "".join(
+            f'<figure><figcaption><b>{symbol}</b> {text}</figcaption><img src="{to_data_uri(make_grid(to_uint8(x)))}" '
+            f'alt="{text}"></figure>'
+            for symbol, text, x in (
+                ("x<sub>0</sub>", "real", x_0),
+                ("x<sub>t</sub>", "noised", x_t),
+                ("x̂<sub>0</sub>", "guessed", believed),
+            )
+        )
+        equation = (
+            f'x<sub>{timestep}</sub> = <span class="signal">{signal[timestep]:.3f}</span> x<sub>0</sub> + '
+            f'<span class="noise">{noise[timestep]:.3f}</span> ε'
+        )
+        return (
+            f'<div class="explanation"><div class="pictures">{pictures}</div><div class="schedule">'
+            f'<p class="equation">{equation}</p>{draw_schedule(signal, noise, timestep)}</div></div>'
+        )
+
+
+def show_frame(frame: Frame) -> list:
+    return [frame.step, frame.timestep, to_data_uri(make_grid(frame.x_t)), to_data_uri(make_grid(frame.x_0))]
+
+
+def real_image(name: str, num_channels: int, size: int | tuple[int, int]) -> torch.Tensor:
+    """One of the real images, as the model would see it: float32 (1, C, H, W) in [-1, 1]."""
+    height, width = (size, size) if isinstance(size, int) else size
+    sprite, left = Image.open(HERE / "garments.png"), 28 * REAL_IMAGES.index(name)
+    image = sprite.crop((left, 0, left + 28, 28)).resize((width, height))
+    x_0 = torch.from_numpy(np.asarray(image, np.float32)) / 127.5 - 1
+    return x_0.expand(1, num_channels, height, width)
+
+
+def build_generate_tab(app: App) -> None:
+    choices = [ALL_CLASSES, *app.class_names] if app.class_names else []
+    choices += [NO_CLASS] if app.service.has_null_label else []
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            garment = gr.Dropdown(choices, value=choices[0], label="Garment", filterable=False)
+            batch_size = gr.Slider(1, MAX_IMAGES, value=10, step=1, label="Images")
+            sampler = gr.Radio(list(SAMPLERS), value="DDIM", label="Sampler")
+            steps = gr.Slider(1, 1000, value=SAMPLERS["DDIM"], step=1, label="Steps")
+            guidance = gr.Slider(
+                1, MAX_GUIDANCE, value=1, step=0.5, label="Guidance (1: none)", visible=app.service.can_guide
+            )
+            dice = gr.Button("⚄ roll", render=False)
+            seed = gr.Number(42, precision=0, label="Seed (empty: draw one)", buttons=[dice], elem_id="seed")
+            with gr.Row():
+                go = gr.Button("Generate", variant="primary", elem_id="generate", min_width=140)
+                stop = gr.Button("Stop", elem_id="stop", min_width=100)
+        with gr.Column(scale=5, min_width=320):
+            viewer = gr.HTML(None, html_template=VIEWER, js_on_load=(HERE / "viewer.js").read_text(), elem_id="viewer")
+            with gr.Row():
+                downloads = [
+                    gr.DownloadButton(name, interactive=False, size="sm", min_width=80)
+                    for name in ("PNG", "GIF", "Parameters")
+                ]
+            gallery = gr.Gallery(
+                show_label=False, format="png", buttons=["download"], visible=False, elem_classes="samples"
+            )
+    controls = [garment, batch_size, steps, sampler, guidance, seed]
+    run = go.click(
+        app.click,
+        controls,
+        [viewer, gallery, *downloads],
+        api_visibility="private",
+        show_progress="hidden",
+        **CONCURRENCY,
+    )
+    stop.click(None, viewer, viewer, js="value => value && {...value, status: 'stopped'}", cancels=[run])
+    dice.click(None, None, seed, js="() => Math.floor(Math.random() * 2 ** 32)")
+    sampler.input(lambda name: SAMPLERS[name], sampler, steps, api_visibility="private", queue=False)
+
+
+def build_explanation_tab(app: App) -> None:
+    num_timesteps = app.pipe.scheduler.config.num_train_timesteps
+    gr.Markdown(
+        EXPLANATION,
+        latex_delimiters=[
+            {"left": "$$", "right": "$$", "display": True},
+            {"left": "$", "right": "$", "display": False},
+        ],
+    )
+    with gr.Row():
+        name = gr.Dropdown(REAL_IMAGES, value="Ankle boot", label="A real image", filterable=False)
+        timestep = gr.Slider(0, num_timesteps - 1, value=num_timesteps // 4, step=1, label="t", elem_id="t")
+    picture = gr.HTML(app.explain(name.value, timestep.value), elem_id="explanation")
+    gr.on(
+        [name.input, timestep.input],
+        app.explain,
+        [name, timestep],
+        picture,
+        api_name="explain",
+        trigger_mode="always_last",
+        show_progress="hidden",
+        concurrency_limit=2,
+    )
+
+
+def build_api(app: App) -> None:
+    """The endpoint /generate. Its arguments are unseen components without bounds: the service checks, and says what is wrong."""
+    with gr.Row(visible=False):
+        arguments = [
+            gr.Dropdown(app.class_names, multiselect=True, label="class_labels"),
+            gr.Number(1, precision=0, label="batch_size"),
+            gr.Number(SAMPLERS["DDIM"], precision=0, label="num_inference_steps"),
+            gr.Radio(list(SAMPLERS), value="DDIM", label="sampler"),
+            gr.Number(1, label="guidance_scale"),
+            gr.Number(None, precision=0, label="seed"),
+        ]
+        results = [gr.File(label="images"), gr.File(label="denoising"), gr.JSON(label="parameters")]
+        gr.Button().click(app.generate, arguments, results, api_name="generate", **CONCURRENCY)
+
+
+def build_page(app: App) -> gr.Blocks:
+    with gr.Blocks(title="A garment out of noise", delete_cache=(600, 1800), analytics_enabled=False) as page:
+        gr.Markdown(
+            "# A garment out of noise\nA denoising diffusion model starts from pure noise and removes it step by step. "
+            "Watch it, then scrub back through what it saw.",
+            elem_classes="intro",
+        )
+        with gr.Tab("Generate"):
+            build_generate_tab(app)
+        with gr.Tab("How it works"):
+            build_explanation_tab(app)
+        with gr.Tab("The model"):
+            gr.Markdown(read_card(app.folder))
+            if metrics := read_metrics(app.folder):
+                gr.JSON(metrics, label="metrics.json")
+        build_api(app)
+    return page.queue(max_size=MAX_QUEUE)
+
+
+def launch(model_id: str = MODEL_ID, **options):
+    """Loads the model and serves the page; `options` go to gradio's launch."""
+    theme = gr.themes.Base(
+        primary_hue="teal",
+        neutral_hue="zinc",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    ).set(
+        body_text_color_subdued="*neutral_600",
+        checkbox_label_gap="*spacing_sm",
+        checkbox_label_padding="*spacing_sm *spacing_md",
+        checkbox_label_text_size="*text_sm",
+        block_title_text_color="*body_text_color",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+    )
+    return build_page(App(model_id)).launch(
+        theme=theme, css_paths=HERE / "style.css", footer_links=["api"], ssr_mode=False, run_history=False, **options
+    )
+
+
+if __name__ == "__main__":
+    launch()

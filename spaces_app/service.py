@@ -1,0 +1,236 @@
+"""The sampling service behind the page: one worker per device, and every visitor's request is a job.
+
+Jobs that ask for the same sampler, number of steps and guidance share a batch. Image i of a job draws all its noise from
+its own generator, seeded `seed + i`, so a picture does not depend on who else is in the batch. `app.py` is the only user.
+"""
+
+import math
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
+from PIL import Image
+
+SAMPLERS = {"DDIM": 50, "DPM-Solver++": 20, "DDPM": 250}  # and the steps at which each one is at ease
+MAX_IMAGES = 16
+MAX_GUIDANCE = 10.0
+MAX_SEED = 2**32 - 1
+MAX_EVALUATIONS = 4000  # of the U-Net in one job: images * steps, twice that with guidance
+MAX_BATCH = 32  # images of all jobs that share a batch
+MAX_FRAMES = 40  # recorded per job: what a page holds and a GIF shows
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What a visitor asks for; the words are the pipeline's. Raises ValueError for what the service does not do."""
+
+    class_labels: tuple[str, ...] | None = None  # image i is of class i modulo their number; None: no class
+    batch_size: int = 10
+    num_inference_steps: int = 50
+    sampler: str = "DDIM"
+    guidance_scale: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"sampler={self.sampler!r} is not one of {', '.join(SAMPLERS)}.")
+        check_range("batch_size", self.batch_size, 1, MAX_IMAGES, int)
+        check_range("num_inference_steps", self.num_inference_steps, 1, 1000, int)
+        check_range("guidance_scale", self.guidance_scale, 1.0, MAX_GUIDANCE, (int, float))
+        check_range("seed", self.seed, 0, MAX_SEED, int)
+        evaluations = self.batch_size * self.num_inference_steps * (2 if self.guidance_scale > 1 else 1)
+        if evaluations > MAX_EVALUATIONS:
+            raise ValueError(
+                f"batch_size={self.batch_size} images of num_inference_steps={self.num_inference_steps} take "
+                f"{evaluations} evaluations of the U-Net (guidance doubles them); one request may take {MAX_EVALUATIONS}."
+            )
+
+    @property
+    def batch_key(self) -> tuple:
+        """Jobs with equal keys can share a batch."""
+        return self.sampler, self.num_inference_steps, float(self.guidance_scale)
+
+    @property
+    def labels(self) -> list[str | None]:
+        """The class name of each image."""
+        names = self.class_labels or (None,)
+        return [names[i % len(names)] for i in range(self.batch_size)]
+
+    @property
+    def seeds(self) -> list[int]:
+        return [self.seed + i for i in range(self.batch_size)]
+
+
+def check_range(name: str, value, low, high, types) -> None:
+    if isinstance(value, bool) or not isinstance(value, types) or not low <= value <= high:
+        kind = "a whole number" if types is int else "a number"
+        raise ValueError(f"{name}={value!r} is not {kind} from {low} to {high}.")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One moment of a job's denoising: uint8 arrays with shape (batch_size, H, W) or (batch_size, H, W, 3)."""
+
+    step: int  # 1 .. num_inference_steps
+    timestep: int
+    x_t: np.ndarray
+    x_0: np.ndarray  # what the model believes, at this step, the end will be
+
+
+@dataclass(eq=False)
+class Job:
+    """A request on its way. The worker writes into it, one reader iterates over it."""
+
+    parameters: Parameters
+    num_ahead: int = 0  # jobs that were waiting when this one came
+    cancelled: bool = False
+    images: list[Image.Image] = field(default_factory=list)  # filled when the last frame has been read
+    events: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
+
+    def frames(self) -> Iterator[list[Frame]]:
+        """Yields the frames that came since the last time, at least one; returns when the images are there."""
+        while True:
+            events = [self.events.get()]
+            while not self.events.empty():
+                events.append(self.events.get())
+            if frames := [event for event in events if isinstance(event, Frame)]:
+                yield frames
+            if isinstance(events[-1], Exception):
+                raise events[-1]
+            if events[-1] is None:
+                return
+
+
+class SamplingService:
+    """Runs the jobs of many visitors on one pipeline.
+
+    Args:
+        pipe: A DDPMImagePipeline, on the device it shall run on.
+        max_waiting: Jobs that may wait; `submit` refuses more.
+    """
+
+    def __init__(self, pipe: DiffusionPipeline, max_waiting: int = 64):
+        pipe.set_progress_bar_config(disable=True)
+        self.pipe, self.max_waiting = pipe, max_waiting
+        self.class_names = list((pipe.id2label or {}).values())
+        self.has_null_label = not self.class_names or pipe.null_label is not None
+        self.can_guide = bool(self.class_names) and pipe.null_label is not None
+        solver = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+        self._dpm_solver = type(pipe)(unet=pipe.unet, scheduler=solver, id2label=pipe.id2label)
+        self._dpm_solver.set_progress_bar_config(disable=True)
+        self._waiting: deque[Job] = deque()
+        self._changed = threading.Condition()
+        threading.Thread(target=self._work, daemon=True, name="sampling").start()
+
+    def submit(self, parameters: Parameters) -> Job:
+        """Puts a job in line. Raises ValueError for a class the model does not know, or when the line is full."""
+        known = [*self.class_names, *([None] if self.has_null_label else [])]
+        for name in parameters.labels:
+            if name not in known:
+                raise ValueError(f"class_labels={name!r}: this model knows {', '.join(map(str, known))}.")
+        if parameters.guidance_scale > 1 and not self.can_guide:
+            raise ValueError(
+                f"guidance_scale={parameters.guidance_scale}: this model was not trained for guidance, use 1."
+            )
+        with self._changed:
+            if len(self._waiting) >= self.max_waiting:
+                raise ValueError(f"{self.max_waiting} requests are waiting already. Please try again in a minute.")
+            job = Job(parameters, num_ahead=len(self._waiting))
+            self._waiting.append(job)
+            self._changed.notify()
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """Takes a job out of the line, or stops it: its batch goes on only for the others in it."""
+        with self._changed:
+            job.cancelled = True
+            if job in self._waiting:
+                self._waiting.remove(job)
+
+    def _work(self) -> None:
+        while True:
+            jobs = self._next_batch()
+            try:
+                self._run(jobs)
+                outcome = None
+            except Exception as error:  # noqa: BLE001 (whatever it is, the visitor is told and the worker lives on)
+                outcome = error
+            for job in jobs:
+                job.events.put(outcome)
+
+    def _next_batch(self) -> list[Job]:
+        """Waits for a job; takes it and those behind it that fit into its batch."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting)
+            first = self._waiting[0]
+            jobs, num_images = [], 0
+            for job in list(self._waiting):
+                if job.parameters.batch_key != first.parameters.batch_key:
+                    continue
+                if num_images + job.parameters.batch_size <= MAX_BATCH:
+                    jobs.append(job)
+                    num_images += job.parameters.batch_size
+                    self._waiting.remove(job)
+        return jobs
+
+    def _run(self, jobs: list[Job]) -> None:
+        sampler, num_steps, guidance_scale = jobs[0].parameters.batch_key
+        pipe = self._dpm_solver if sampler == "DPM-Solver++" else self.pipe
+        seeds = [seed for job in jobs for seed in job.parameters.seeds]
+        stops = np.cumsum([job.parameters.batch_size for job in jobs])
+        parts = [slice(stop - job.parameters.batch_size, stop) for job, stop in zip(jobs, stops, strict=True)]
+        every = math.ceil(num_steps / MAX_FRAMES)
+
+        def on_step_end(pipe, step_index, timestep, tensors):
+            if all(job.cancelled for job in jobs):
+                pipe.interrupt = True
+            elif (num_steps - 1 - step_index) % every == 0:
+                x_0 = tensors["pred_original_sample"]
+                if x_0 is None:  # DPM-Solver++ returns no prediction, but works with it
+                    x_0 = pipe.scheduler.model_outputs[-1]
+                x_t, x_0 = to_uint8(tensors["latents"]), to_uint8(x_0)
+                for job, part in zip(jobs, parts, strict=True):
+                    job.events.put(Frame(step_index + 1, int(timestep), x_t[part], x_0[part]))
+            return {}
+
+        images = pipe(
+            batch_size=len(seeds),
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            num_inference_steps=num_steps,
+            class_labels=self._label_ids([name for job in jobs for name in job.parameters.labels]),
+            guidance_scale=guidance_scale,
+            callback_on_step_end=on_step_end,
+            callback_on_step_end_tensor_inputs=["latents", "pred_original_sample"],
+            **({"eta": 0.0} if sampler == "DDIM" else {}),
+        ).images
+        for job, part in zip(jobs, parts, strict=True):
+            job.images = images[part]
+
+    @torch.inference_mode()
+    def noise_and_guess(self, x_0: torch.Tensor, timestep: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """x_0 (1, C, H, W) -> x_t of the scheduler's forward process, and the x_0 the model predicts from it, untold of
+        its class. Runs beside the worker: it is one evaluation."""
+        scheduler, unet = self.pipe.scheduler, self.pipe.unet
+        x_0 = x_0.to(unet.device)
+        noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(seed)).to(unet.device)
+        timesteps = torch.tensor([timestep], device=unet.device)
+        x_t = scheduler.add_noise(x_0, noise, timesteps)
+        label_ids = self._label_ids([None if self.has_null_label else self.class_names[0]])
+        labels = None if label_ids is None else torch.tensor(label_ids, device=unet.device)
+        return x_t, scheduler.predict_x_0(unet(x_t, timesteps, class_labels=labels).sample, timesteps, x_t)
+
+    def _label_ids(self, names: list[str | None]) -> list[int] | None:
+        if not self.class_names:
+            return None
+        return [self.pipe.null_label if name is None else self.pipe.get_label_ids([name])[0] for name in names]
+
+
+def to_uint8(x: torch.Tensor) -> np.ndarray:
+    """float (B, C, H, W), [-1, 1] shown and the rest clipped -> uint8 (B, H, W) or (B, H, W, 3)."""
+    x = ((x.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    return x.permute(0, 2, 3, 1).squeeze(-1).cpu().numpy()

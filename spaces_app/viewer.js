@@ -1,0 +1,38 @@
+// The denoising viewer, inside a gr.HTML: it follows the newest frame until the visitor moves the slider away from the end.
+// gr.HTML provides element, props and watch. props.value is {status, num_steps, frames: [[step, timestep, x_t, x_0], ...]}.
+const [noisy, believed] = element.querySelectorAll("img");
+const slider = element.querySelector("input");
+const where = element.querySelector("output");
+const status = element.querySelector(".status");
+let following = true;
+
+function show(index) {
+  const [step, timestep, x_t, x_0] = props.value.frames[index];
+  noisy.src = x_t;
+  believed.src = x_0;
+  where.textContent = `step ${step} of ${props.value.num_steps}, t = ${timestep}`;
+  slider.setAttribute("aria-valuetext", where.textContent);
+}
+
+function render() {
+  const frames = props.value?.frames ?? [];
+  if (frames.length === 0 && props.value) element.scrollIntoView({ block: "nearest" }); // on a phone it is below the button
+  status.textContent = props.value?.status ?? "";
+  element.querySelector(".viewer").classList.toggle("empty", frames.length === 0);
+  slider.disabled = frames.length < 2;
+  if (frames.length === 0) {
+    following = true;
+    where.textContent = "";
+    return;
+  }
+  slider.max = frames.length - 1;
+  if (following) slider.value = slider.max;
+  show(Number(slider.value));
+}
+
+slider.addEventListener("input", () => {
+  following = slider.value === slider.max;
+  show(Number(slider.value));
+});
+watch("value", render);
+render();

@@ -1,0 +1,86 @@
+"""What the tests of hub.py and push_to_hub.py share: a fresh account on the local Hub, and a tiny saved model."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub.utils import close_session
+from PIL import Image
+
+from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel, hub
+
+LABELS = {i: name for i, name in enumerate(["T-shirt", *(f"garment {i}" for i in range(1, 12))])}  # more than ten
+TINY = {
+    "sample_size": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+}
+METRICS = {
+    "metrics": {"fid": 3.5, "bits": {"test": 2.75}},
+    "command": "scripts/evaluate.py a-command",
+    "train_seconds": 90,
+}
+TRAIN_CONFIG = {"dataset": "zalando-datasets/fashion_mnist", "learning_rate": 1e-3, "output_dir": "/home/me/runs/tiny"}
+
+
+def tiny_pipeline(seed: int = 0, labels: dict | None = LABELS, **config) -> DDPMImagePipeline:
+    torch.manual_seed(seed)
+    unet = DDPMUNet2DModel(**TINY | {"num_class_embeds": len(labels) + 1 if labels else None} | config)
+    return DDPMImagePipeline(unet, DDPMNoiseScheduler(20, beta_schedule="squaredcos_cap_v2"), labels)
+
+
+def draw(pipe) -> np.ndarray:
+    """Four unconditional images, uint8: what any loader must repeat."""
+    pipe.set_progress_bar_config(disable=True)
+    images = pipe(batch_size=4, generator=torch.Generator().manual_seed(0), num_inference_steps=20).images
+    return np.stack([np.asarray(image) for image in images])
+
+
+def tree(folder) -> dict[str, bytes]:
+    paths = sorted(path for path in Path(folder).rglob("*") if path.is_file() and ".cache" not in path.parts)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+@pytest.fixture
+def remote(local_hub, monkeypatch):
+    """The local Hub with nothing on it, logged in as alice."""
+    for kept in (local_hub.repos, local_hub.lfs, local_hub.faults, local_hub.log):
+        kept.clear()
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
+    yield local_hub
+    close_session()
+
+
+@pytest.fixture
+def no_waiting(monkeypatch):
+    """Back-off pauses a thousand times shorter; gives the list of the pauses that were asked for."""
+    pauses, sleep = [], time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: (pauses.append(seconds), sleep(seconds / 1000)))
+    return pauses
+
+
+@pytest.fixture(scope="session")
+def saved_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    grid = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    return hub.save(tiny_pipeline(), folder, samples=grid, metrics=METRICS, train_config=TRAIN_CONFIG)
+
+
+@pytest.fixture
+def saved(saved_once, tmp_path):
+    """A saved model's folder, as a training run leaves it: with things in it that are not for the Hub."""
+    folder = tmp_path / "tiny"
+    for name, data in tree(saved_once).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    for name in ("checkpoints/step-5/optimizer.bin", "logs/events.out", ".env", "unet/optimizer.pt", "wandb.key"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("secret")
+    return folder

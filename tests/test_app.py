@@ -1,0 +1,459 @@
+"""The Space: its service in this process, its page in a real browser, its API through gradio_client.
+
+The browser is Debian's Chromium (apt package chromium) driven by Playwright. `SCREENSHOTS=docs MODEL_ID=folder pytest
+tests/test_app.py -k screenshots` looks at another model and keeps the pictures.
+"""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+CHROMIUM = Path("/usr/bin/chromium")
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+CLASS_NAMES = ["T-shirt/top", "Trouser", "Bag"]
+
+gradio_client = pytest.importorskip("gradio_client", reason="gradio is not installed")
+sys.path.insert(0, str(ROOT / "spaces_app"))
+import app as space
+import service
+from service import Parameters, SamplingService
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    """A saved random class-conditional model, small and quick."""
+    from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel
+
+    torch.manual_seed(0)
+    unet = DDPMUNet2DModel(
+        sample_size=16,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        num_class_embeds=len(CLASS_NAMES) + 1,
+    )
+    folder = tmp_path_factory.mktemp("model")
+    DDPMImagePipeline(unet, DDPMNoiseScheduler(), id2label=dict(enumerate(CLASS_NAMES))).save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# The card\n![samples](samples.png)\n")
+    (folder / "metrics.json").write_text('{"fid": 12.5}')
+    Image.new("L", (4, 4)).save(folder / "samples.png")
+    return folder
+
+
+@pytest.fixture
+def pipe(model_folder):
+    return space.load_model(str(model_folder))[0]
+
+
+class Evaluations:
+    """Records the batch size of each evaluation of a U-Net; `gate` holds the next one back."""
+
+    def __init__(self, unet):
+        self.batch_sizes, self.gate = [], threading.Event()
+        self.gate.set()
+        unet.register_forward_pre_hook(self)
+
+    def __call__(self, unet, arguments):
+        self.batch_sizes.append(len(arguments[0]))
+        assert self.gate.wait(30)
+
+
+def finish(job):
+    frames = [frame for new in job.frames() for frame in new]
+    return frames, [np.asarray(image, int) for image in job.images]
+
+
+# ---------------------------------------------------------------- the service
+
+
+@pytest.mark.parametrize("sampler", service.SAMPLERS)
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_frames_lead_to_the_images(pipe, sampler, guidance_scale):
+    labels = (CLASS_NAMES[2], CLASS_NAMES[0])
+    parameters = Parameters(labels, 3, 50, sampler, guidance_scale, seed=4)
+    frames, images = finish(SamplingService(pipe).submit(parameters))
+    assert len(frames) <= service.MAX_FRAMES
+    assert frames[-1].step == 50
+    assert [frame.timestep for frame in frames] == sorted((frame.timestep for frame in frames), reverse=True)
+    assert np.abs(frames[-1].x_t - np.stack(images)).max() <= 1  # rounding
+    assert frames[0].x_0.shape == frames[0].x_t.shape == (3, 16, 16)
+    assert parameters.labels == ["Bag", "T-shirt/top", "Bag"]
+
+
+def test_a_picture_does_not_depend_on_who_shares_the_batch(pipe):
+    sampling, evaluations = SamplingService(pipe), Evaluations(pipe.unet)
+    wanted = Parameters(("Bag",), 2, 10, "DDPM", 1.0, seed=9)
+    alone = finish(sampling.submit(wanted))[1]
+    evaluations.batch_sizes.clear()
+    evaluations.gate.clear()
+    first = sampling.submit(Parameters(None, 1, 5))  # holds the worker while the others come together
+    shared, other = sampling.submit(wanted), sampling.submit(Parameters(None, 3, 10, "DDPM", 1.0, seed=10))
+    evaluations.gate.set()
+    finish(first)
+    assert np.abs(np.array(finish(shared)[1]) - np.array(alone)).max() <= 1
+    assert evaluations.batch_sizes == [1] * 5 + [5] * 10
+    # image 1 of seed 9 has the noise of image 0 of seed 10, but its class: only the class tells them apart
+    assert np.abs(np.array(finish(other)[1][0]) - alone[1]).max() > 1
+
+
+def test_a_batch_mixes_only_what_can_be_mixed(pipe):
+    sampling, evaluations = SamplingService(pipe), Evaluations(pipe.unet)
+    evaluations.gate.clear()
+    jobs = [sampling.submit(Parameters(None, 1, 1))]
+    jobs += [
+        sampling.submit(Parameters(("Bag",), 2, steps, "DDIM", scale))
+        for steps, scale in ((2, 1.0), (2, 3.0), (3, 1.0))
+    ]
+    jobs += [
+        sampling.submit(Parameters(None, service.MAX_IMAGES, 2)) for _ in range(2)
+    ]  # 2 + 16 fit, 2 + 16 + 16 do not
+    evaluations.gate.set()
+    for job in jobs:
+        finish(job)
+    assert evaluations.batch_sizes == [1] + [18] * 2 + [4] * 2 + [2] * 3 + [16] * 2
+
+
+def test_cancel_stops_the_computation(pipe):
+    sampling, evaluations = SamplingService(pipe), Evaluations(pipe.unet)
+    job = sampling.submit(Parameters(None, 1, 1000, "DDPM"))
+    next(job.frames())
+    sampling.cancel(job)
+    finish(sampling.submit(Parameters(None, 1, 1)))  # runs after the cancelled one has stopped
+    assert len(evaluations.batch_sizes) < 500
+
+
+def test_cancel_leaves_the_others_in_the_batch(pipe):
+    sampling, evaluations = SamplingService(pipe), Evaluations(pipe.unet)
+    wanted = Parameters(("Trouser",), 1, 20, seed=3)
+    alone = finish(sampling.submit(wanted))[1]
+    evaluations.gate.clear()
+    first = sampling.submit(Parameters(None, 1, 1))
+    leaver, stayer = sampling.submit(Parameters(None, 2, 20)), sampling.submit(wanted)
+    waiting = sampling.submit(Parameters(None, 1, 999, "DDPM"))
+    sampling.cancel(waiting)  # never runs at all
+    evaluations.gate.set()
+    finish(first)
+    next(leaver.frames())
+    sampling.cancel(leaver)
+    assert np.abs(finish(stayer)[1][0] - alone[0]).max() <= 1
+    assert len(evaluations.batch_sizes) == 20 + 1 + 20
+
+
+def test_the_line_has_an_end(pipe):
+    sampling, evaluations = SamplingService(pipe, max_waiting=2), Evaluations(pipe.unet)
+    evaluations.gate.clear()
+    running = sampling.submit(Parameters(None, 1, 1))
+    while not evaluations.batch_sizes:
+        time.sleep(0.01)
+    waiting = [sampling.submit(Parameters(None, 1, 1)) for _ in range(2)]
+    assert [job.num_ahead for job in waiting] == [0, 1]
+    with pytest.raises(ValueError, match="2 requests are waiting already"):
+        sampling.submit(Parameters(None, 1, 1))
+    evaluations.gate.set()
+    for job in [running, *waiting]:
+        assert len(finish(job)[1]) == 1
+
+
+def test_an_error_is_told_and_the_worker_lives_on(pipe):
+    sampling = SamplingService(pipe)
+    hook = pipe.unet.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        finish(sampling.submit(Parameters(None, 1, 1)))
+    hook.remove()
+    assert len(finish(sampling.submit(Parameters(None, 1, 1)))[1]) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sampler": "PNDM"}, "sampler='PNDM' is not one of DDIM"),
+        ({"batch_size": 17}, "batch_size=17 is not a whole number from 1 to 16"),
+        ({"batch_size": True}, "batch_size=True"),
+        ({"num_inference_steps": 0}, "num_inference_steps=0"),
+        ({"guidance_scale": float("nan")}, "guidance_scale=nan is not a number from 1.0 to 10.0"),
+        ({"seed": 2**32}, "seed=4294967296"),
+        ({"seed": 1.5}, "seed=1.5 is not a whole number"),
+        ({"num_inference_steps": 1000, "batch_size": 5}, "5000 evaluations .* one request may take 4000"),
+        ({"num_inference_steps": 1000, "batch_size": 4, "guidance_scale": 2.0}, "8000 evaluations"),
+        ({"class_labels": ("Hat",)}, "class_labels='Hat': this model knows T-shirt/top, Trouser, Bag"),
+    ],
+)
+def test_bad_parameters_are_named(pipe, change, message):
+    with pytest.raises(ValueError, match=message):
+        SamplingService(pipe).submit(Parameters(**change))
+
+
+def test_noise_and_guess_is_the_schedulers_forward_process(pipe):
+    x_0 = space.real_image("Bag", 1, 16)
+    assert x_0.shape == (1, 1, 16, 16)
+    assert x_0.min() >= -1
+    assert x_0.max() > 0.5
+    sampling = SamplingService(pipe)
+    noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
+    for timestep in (0, 500, 999):
+        signal = pipe.scheduler.alphas_cumprod[timestep].sqrt()
+        x_t, guess = sampling.noise_and_guess(x_0, timestep)
+        torch.testing.assert_close(x_t, signal * x_0 + (1 - signal**2).sqrt() * noise, atol=1e-5, rtol=1e-5)
+        assert guess.shape == x_0.shape
+
+
+def test_memory_is_flat_over_500_requests(model_folder):
+    """The handlers of the page themselves, with what they write for the downloads."""
+    handlers, process = space.App(str(model_folder)), psutil.Process()
+    for i in range(500):
+        final = list(handlers.click(space.ALL_CLASSES, 1, 1, "DDIM", 1, i))[-1]
+        assert len(final[0]["frames"]) == 1
+        if i == 100:
+            before = process.memory_info().rss
+    assert (process.memory_info().rss - before) / 2**20 < 20
+
+
+# ---------------------------------------------------------------- the running app
+
+
+@pytest.fixture(scope="module")
+def url(model_folder):
+    """The app as a visitor meets it: a process of its own."""
+    environment = os.environ | {"GRADIO_SERVER_PORT": "7871", "OMP_NUM_THREADS": "1"}
+    environment["MODEL_ID"] = os.environ.get("MODEL_ID", str(model_folder))
+    command = [sys.executable, "-u", str(ROOT / "spaces_app" / "app.py")]
+    process = subprocess.Popen(command, env=environment, cwd="/", stdout=subprocess.PIPE, text=True)
+    try:
+        yield next(match[0] for line in process.stdout if (match := re.search(r"http://[\w.:]+", line)))
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    return gradio_client.Client(url, verbose=False)
+
+
+def test_api_gives_the_pipelines_own_images(client, pipe):
+    png, gif, parameters = client.predict(
+        class_labels=["Bag", "Trouser"], batch_size=3, num_inference_steps=8, seed=5, api_name="/generate"
+    )
+    generators = [torch.Generator().manual_seed(seed) for seed in parameters["seeds"]]
+    images = pipe(
+        3, generators, num_inference_steps=8, class_labels=["Bag", "Trouser", "Bag"], eta=0.0, output_type="np"
+    ).images
+    grid = np.asarray(Image.open(png).resize((50, 16), Image.Resampling.NEAREST), float)
+    tiles = np.stack([grid[:, left : left + 16] for left in (0, 17, 34)])
+    assert np.abs(tiles - images[..., 0] * 255).max() <= 1.01
+    assert Image.open(gif).n_frames == 8
+    assert parameters["seeds"] == [5, 6, 7]
+
+
+def test_api_is_documented(client):
+    endpoints = client.view_api(return_format="dict")["named_endpoints"]
+    assert set(endpoints) == {"/generate", "/explain"}
+    names = [parameter["parameter_name"] for parameter in endpoints["/generate"]["parameters"]]
+    assert names == ["class_labels", "batch_size", "num_inference_steps", "sampler", "guidance_scale", "seed"]
+    assert "seed + i" in endpoints["/generate"]["description"]
+
+
+def test_api_names_what_is_wrong(client):
+    with pytest.raises(gradio_client.exceptions.AppError, match="batch_size=99 is not a whole number from 1 to 16"):
+        client.predict(batch_size=99, api_name="/generate")
+
+
+def test_twenty_clients_at_once(client, url):
+    """Each gets the pictures of its own seed."""
+
+    def ask(seed):
+        return client.predict(batch_size=1, num_inference_steps=10, seed=seed, api_name="/generate")
+
+    with ThreadPoolExecutor(20) as pool:
+        together = list(pool.map(ask, range(20)))
+    assert [parameters["seed"] for _, _, parameters in together] == list(range(20))
+    for seed in (0, 19):
+        a, b = (np.asarray(Image.open(result[0]), int) for result in (together[seed], ask(seed)))
+        assert np.abs(a - b).max() <= 1
+
+
+# ---------------------------------------------------------------- the page
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="no browser tests: playwright is not installed")
+    if not CHROMIUM.exists():
+        pytest.skip("no browser tests: Debian's package chromium is not installed")
+    with playwright.sync_playwright() as driver:
+        yield driver.chromium.launch(executable_path=str(CHROMIUM), args=CHROMIUM_FLAGS)
+
+
+@pytest.fixture
+def open_page(browser, url):
+    """Opens the page on a screen of a size and a colour scheme; what the page loads from elsewhere, or logs, fails the test."""
+    pages, complaints = [], []
+
+    def open_page(width=1200, height=900, color_scheme="light"):
+        page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=color_scheme)
+        page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
+        page.on("request", lambda r: r.url.startswith(("data:", "blob:", url)) or complaints.append(r.url))
+        page.set_default_timeout(60_000)
+        page.goto(url)
+        page.locator("#generate").wait_for()
+        pages.append(page)
+        return page
+
+    yield open_page
+    for page in pages:
+        page.close()
+    assert complaints == []
+
+
+def generate(page, seed=42):
+    """Sets the seed, clicks, waits for the end, returns the two pictures that the viewer shows."""
+    fill(page.get_by_label("Seed"), seed)
+    page.click("#generate")
+    page.locator(".viewer .status", has_text=f"seed {seed},").wait_for()
+    return [image.get_attribute("src") for image in page.locator(".viewer img").all()]
+
+
+def fill(field, value):
+    field.fill(str(value))
+    field.press("Tab")
+
+
+def test_a_click_makes_images_that_the_seed_repeats(open_page):
+    page = open_page()
+    first, other, again = (generate(page, seed) for seed in (42, 43, 42))
+    assert again == first
+    assert other != first
+    assert page.locator(".samples img").count() == 10
+    page.get_by_role("button", name="roll").click()
+    page.wait_for_function("document.querySelector('#seed input').value !== '42'")
+
+
+def test_scrubbing_shows_what_was(open_page):
+    page = open_page()
+    x_t, x_0 = generate(page)
+    slider = page.locator(".viewer input[type=range]")
+    assert slider.get_attribute("aria-valuetext") == "step 50 of 50, t = 0"
+    slider.press("Home")
+    images = page.locator(".viewer img")
+    assert "step 2 of 50" in page.locator(".viewer output").inner_text()
+    assert images.nth(0).get_attribute("src") != x_t
+    assert images.nth(1).get_attribute("src") != x_0
+    slider.press("End")
+    assert images.nth(0).get_attribute("src") == x_t
+
+
+def test_downloads(open_page):
+    page = open_page()
+    generate(page)
+    files = {}
+    for name in ("PNG", "GIF", "Parameters"):
+        with page.expect_download() as download:
+            page.get_by_role("button", name=name).click()
+        files[download.value.suggested_filename] = Path(download.value.path()).read_bytes()
+    assert Image.open(io.BytesIO(files["ddpm-seed-42.gif"])).n_frames == 25
+    assert Image.open(io.BytesIO(files["ddpm-seed-42.png"])).format == "PNG"
+    assert json.loads(files["ddpm-seed-42.json"])["seeds"] == list(range(42, 52))
+
+
+def test_stop(open_page):
+    page = open_page()
+    page.get_by_label("DDPM").check()
+    page.wait_for_function("document.querySelector('input[aria-label*=Steps]').value == '250'")
+    page.click("#generate")
+    page.locator(".viewer:not(.empty)").wait_for()
+    page.click("#stop")
+    page.locator(".viewer .status", has_text="stopped").wait_for()
+    page.get_by_label("DPM-Solver++").check()
+    generate(page)
+    assert "DPM-Solver++, 20 steps" in page.locator(".viewer .status").inner_text()
+
+
+def test_wrong_input_is_told(open_page):
+    page = open_page()
+    fill(page.get_by_label("Seed"), -1)
+    page.click("#generate")
+    page.get_by_text("seed=-1 is not a whole number from 0 to 4294967295.").wait_for()
+
+
+def test_how_it_works(open_page):
+    page = open_page()
+    page.get_by_role("tab", name="How it works").click()
+    pictures = page.locator("#explanation .pictures img")
+    real, noised, guessed = (image.get_attribute("src") for image in pictures.all())
+    assert len({real, noised, guessed}) == 3
+    fill(page.locator("#t input[type=number]"), 999)
+    page.get_by_text("0.006").wait_for()  # sqrt(alphas_cumprod) of the last step
+    assert pictures.nth(0).get_attribute("src") == real
+    assert pictures.nth(1).get_attribute("src") != noised
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "scheme"), [("desktop", (1200, 800), "light"), ("phone", (390, 844), "dark")]
+)
+def test_screenshots_show_no_overflow(open_page, name, size, scheme):
+    page = open_page(*size, scheme)
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 200) == (scheme == "dark")
+    page.click("#generate")
+    page.wait_for_function("document.querySelector('.viewer input').value >= 8")
+    shoot(page, f"space-{name}-live")
+    page.locator(".samples img").last.wait_for()
+    shoot(page, f"space-{name}")
+    for tab in ("How it works", "The model"):
+        page.get_by_role("tab", name=tab).click()
+        page.locator("#explanation img, .prose h1").last.wait_for()
+        shoot(page, f"space-{name}-{tab.lower().replace(' ', '-')}")
+
+
+def shoot(page, name):
+    assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
+    if folder := os.environ.get("SCREENSHOTS"):
+        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True, animations="disabled")
+
+
+# ---------------------------------------------------------------- what the Hub reads
+
+
+def test_space_metadata():
+    text = (ROOT / "spaces_app" / "README.md").read_text()
+    metadata = yaml.safe_load(text.split("---")[1])
+    pins = dict(line.split("==") for line in (ROOT / "spaces_app" / "requirements.txt").read_text().split())
+    assert metadata["sdk"] == "gradio"
+    assert metadata["sdk_version"] == pins["gradio"]
+    assert (ROOT / "spaces_app" / metadata["app_file"]).is_file()
+    assert len(metadata["short_description"]) <= 60  # the Hub's limit
+    colors = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+    assert {metadata["colorFrom"], metadata["colorTo"]} <= colors
+
+
+def test_card_is_shown_without_metadata_and_with_its_pictures(model_folder):
+    card = space.read_card(model_folder)
+    assert card.startswith("# The card\n![samples](data:image/png;base64,")
+    assert space.read_metrics(model_folder) == {"fid": 12.5}

@@ -1,0 +1,290 @@
+"""scripts/evaluate.py end to end on a tiny model: one or two ranks, the same figures; and what it refuses."""
+
+import gzip
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from PIL import Image
+from transformers import ResNetConfig, ResNetForImageClassification
+
+from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel, evaluation, hub, report
+from ddpm_hf.evaluation import Evaluation, evaluate
+from ddpm_hf.evaluation_config import EvaluationConfig
+
+ROOT = Path(__file__).parents[1]
+UNET = {
+    "sample_size": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": (8, 8),
+    "down_block_types": ("DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D"),
+    "norm_num_groups": 4,
+    "layers_per_block": 1,
+}
+CHAIN = {"num_train_timesteps": 20, "beta_start": 0.005, "beta_end": 0.4}
+
+
+def write_idx(path: Path, values: np.ndarray) -> None:
+    header = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, dtype=">u4").tobytes()
+    path.write_bytes(gzip.compress(header + values.astype(np.uint8).tobytes()))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A data set of three classes (grey, bright top, bright left), a classifier, a conditional and a stock model."""
+    home = tmp_path_factory.mktemp("evaluate")
+    rng = np.random.default_rng(0)
+    (home / "data").mkdir()
+    for name, n in (("train", 70), ("t10k", 40)):
+        labels = np.arange(n) % 3
+        images = rng.normal(90, 25, (n, 8, 8))
+        images[labels == 1, :4] += 100
+        images[labels == 2, :, :4] += 100
+        write_idx(home / "data" / f"{name}-images-idx3-ubyte.gz", images.clip(0, 255))
+        write_idx(home / "data" / f"{name}-labels-idx1-ubyte.gz", labels)
+    torch.manual_seed(0)
+    names = {0: "0", 1: "1", 2: "2"}
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 12], "depths": [1, 1], "image_size": 16}
+    ResNetForImageClassification(ResNetConfig(num_channels=1, id2label=names, **sizes)).save_pretrained(
+        home / "classifier"
+    )
+    unet = DDPMUNet2DModel(**UNET, num_class_embeds=4)
+    hub.save(DDPMImagePipeline(unet, DDPMNoiseScheduler(**CHAIN), id2label=names), home / "model")
+    DDPMPipeline(UNet2DModel(**UNET), DDPMScheduler(**CHAIN)).save_pretrained(home / "stock")
+    unet = DDPMUNet2DModel(**UNET | {"out_channels": 2})
+    scheduler = DDPMNoiseScheduler(**CHAIN, variance_type="learned_range")
+    hub.save(DDPMImagePipeline(unet, scheduler), home / "learned")
+    return home
+
+
+def options(home: Path, **changes) -> dict:
+    return {
+        "dataset": str(home / "data"),
+        "classifier": str(home / "classifier"),
+        "cache_dir": str(home / "cache"),
+        "num_images": 20,
+        "seeds": [0, 1],
+        "batch_size": 6,
+        "num_inference_steps": 3,
+        "bpd_timesteps": 4,
+    } | changes
+
+
+@pytest.fixture(scope="module")
+def one_rank(home) -> tuple[dict, dict]:
+    return evaluate(str(home / "model"), EvaluationConfig(**options(home)))
+
+
+def test_every_figure_stands_beside_its_floor_and_spread(one_rank):
+    result, drawn = one_rank
+    names = {"fid", "kid", "precision", "recall", "accuracy", "nearest_distance", "memorized_share"}
+    assert set(result["metrics"]) == names | {"bits_per_dim"} and set(result["floors"]) == names
+    assert set(result["spreads"]) == names | {"bits_per_dim"} and not result["unavailable"]
+    assert all(np.isfinite(list(result[kind].values())).all() for kind in ("metrics", "floors", "spreads"))
+    assert result["floors"]["fid"] < result["metrics"]["fid"]  # the untrained model is worse than real images are
+    for name in names:
+        each = result["details"]["seeds"][name]
+        assert list(each) == ["0", "1"]
+        assert result["metrics"][name] == pytest.approx(np.mean(list(each.values())))
+        assert result["spreads"][name] == pytest.approx(np.std(list(each.values()), ddof=1))
+    assert set(result["details"]["accuracy_of_class"]) == {"0", "1", "2"}
+    assert drawn["samples"].shape == (20, 1, 8, 8) and drawn["nearest_training_images"].shape == (8, 1, 8, 8)
+    json.dumps(result, allow_nan=False)
+
+
+def test_settings_are_enough_to_repeat_it(home, one_rank):
+    settings = one_rank[0]["settings"]
+    known = {key: settings[key] for key in options(home) if key != "cache_dir"}
+    repeated, _ = evaluate(settings["model"], EvaluationConfig(**known, cache_dir=str(home / "cache")))
+    assert repeated["metrics"] == one_rank[0]["metrics"] and repeated["floors"] == one_rank[0]["floors"]
+    assert settings["data"]["train"]["num_images"] == 70 and len(settings["data"]["train"]["fingerprint"]) >= 16
+
+
+def test_two_ranks_find_the_values_of_one(home, one_rank):
+    """The script under `accelerate launch` on two CPU ranks: the metrics are one rank's, and only rank 0 speaks."""
+    arguments = [str(home / "model"), "--output", str(home / "two" / "metrics.json")]
+    for name, value in options(home).items():
+        arguments += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, *launch, str(ROOT / "scripts" / "evaluate.py"), *arguments],
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    result = json.loads((home / "two" / "metrics.json").read_text())
+    assert result["settings"]["num_processes"] == 2 and one_rank[0]["settings"]["num_processes"] == 1
+    for kind in ("metrics", "floors", "spreads"):
+        assert result[kind] == pytest.approx(one_rank[0][kind], rel=1e-6)
+    assert run.stdout.count("bits_per_dim") == 1 and result["command"].startswith("accelerate launch ")
+    assert Image.open(home / "two" / "report.png").width > 1000
+
+
+def test_samples_depend_on_the_seed_and_their_number_not_on_the_batch(home):
+    def samples(seed, **changes):
+        config = EvaluationConfig(**options(home, metrics=["memorization"], **changes))
+        return Evaluation(str(home / "model"), config).samples(seed, None, 3)["images"]
+
+    whole, parts = samples(0, batch_size=20), samples(0, batch_size=7)
+    assert (whole.int() - parts.int()).abs().max() <= 1  # another batch is another order of summation
+    assert not torch.equal(whole, samples(1, batch_size=20))
+
+
+def test_real_images_are_measured_once(home, one_rank, monkeypatch):
+    again = Evaluation(str(home / "model"), EvaluationConfig(**options(home, metrics=["fid", "memorization"])))
+
+    def never(*_):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(again, "_over_batches", never)
+    real = again.real_images()
+    assert real["train"]["features"].shape == (70, 12) and real["test"]["distances"].shape == (40,)
+
+
+def test_real_images_as_samples_reach_the_floor(home, monkeypatch):
+    """A "model" that answers with the floor's own test images is given the floor's figures: both take one path."""
+    config = EvaluationConfig(**options(home, metrics=["fid", "kid", "precision_recall", "accuracy", "memorization"]))
+    perfect = Evaluation(str(home / "model"), config)
+
+    def draw(batch_size, generator, output_type, class_labels, **_):
+        indices = [drawn.pop(0) for _ in range(batch_size)]
+        assert perfect.test.labels[indices].tolist() == class_labels.tolist()
+        images = perfect.test[[int(i) for i in indices]]["x_0"] / 2 + 0.5
+        return type("Output", (), {"images": images})
+
+    drawn = [int(i) for seed in config.seeds for i in perfect.subset(seed)]
+    monkeypatch.setattr(perfect, "pipeline", draw)
+    result, _ = perfect.run()
+    assert result["metrics"] == pytest.approx(result["floors"], rel=1e-5, abs=1e-9)
+
+
+def test_a_stock_pipeline_is_measured_as_it_is(home):
+    result, _ = evaluate(str(home / "stock"), EvaluationConfig(**options(home, seeds=[3], bpd_timesteps=0)))
+    assert "accuracy" not in result["metrics"] and not result["spreads"].keys() - {"bits_per_dim"}
+    assert len(result["details"]["bits_per_dim"]["per_timestep"]) == 20  # exact: all of the chain
+
+
+def test_a_model_with_learned_variance_is_measured(home):
+    result, _ = evaluate(str(home / "learned"), EvaluationConfig(**options(home, metrics=["bpd", "memorization"])))
+    assert set(result["metrics"]) == {"bits_per_dim", "nearest_distance", "memorized_share"}
+
+
+def test_sweep_measures_every_sampler(home, tmp_path):
+    config = EvaluationConfig(
+        **options(home, sweep=True, sweep_points=["ddpm:20", "ddim:4", "dpmsolver++:4", "unipc:4"])
+    )
+    result, _ = evaluate(str(home / "model"), config)
+    assert [point["sampler"] for point in result["sweep"]] == ["ddpm", "ddim", "dpmsolver++", "unipc"]
+    assert len({point["fid"] for point in result["sweep"]}) == 4
+    assert all(point["seconds_per_image"] > 0 for point in result["sweep"])
+    report.save_sweep(tmp_path / "sweep.png", result["sweep"])
+    assert Image.open(tmp_path / "sweep.png").width > 100
+    assert "dpmsolver++" in report.format_table(result)
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path):
+    """Call scripts/evaluate.py as the command line does -> exit code; metrics.json lands in tmp_path."""
+    spec = importlib.util.spec_from_file_location("evaluate_script", ROOT / "scripts" / "evaluate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def call(model, **values):
+        argv = ["evaluate.py", str(model), "--output", str(tmp_path / "metrics.json")]
+        for name, value in values.items():
+            argv += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        monkeypatch.setattr(sys, "argv", argv)
+        return module.main()
+
+    return call
+
+
+def test_a_metric_that_cannot_be_had_is_named_and_the_rest_is_computed(home, script, monkeypatch, tmp_path, capsys):
+    def no_network(*_):
+        raise RuntimeError("Inception is not to be had here (no network)")
+
+    monkeypatch.setattr(evaluation, "inception_measure", no_network)
+    metrics = ["fid_inception", "memorization", "accuracy"]
+    code = script(home / "model", **options(home, metrics=metrics, classifier=str(home / "nowhere")))
+    result = json.loads((tmp_path / "metrics.json").read_text())
+    assert code == 3 and set(result["metrics"]) == {"nearest_distance", "memorized_share"}
+    assert set(result["unavailable"]) == {"fid_inception", "accuracy"}
+    assert "fid_inception: not measured: Inception is not to be had here (no network)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "message"),
+    [
+        ("model", {"metrics": ["fid", "is"]}, r"metrics has \['is'\]: choose from \['bpd', 'fid'"),
+        ("model", {"num_images": 12, "metrics": ["fid"]}, "num_images=12 is too small for FID.* from 13 images on"),
+        ("model", {"num_images": 41}, "num_images=41: the 'test' split has 40 images"),
+        ("model", {"num_images": 1}, "num_images=1 must be at least 2"),
+        ("model", {"seeds": [1, 1]}, r"seeds=\[1, 1\]: give one or more different numbers"),
+        ("model", {"sampler": "euler"}, "sampler='euler': choose from"),
+        ("model", {"bpd_timesteps": 21, "metrics": ["bpd"]}, "num_timesteps=21: choose 2 .* to 20"),
+        ("model", {"sweep": True, "sweep_points": ["ddim"]}, "sweep_points has 'ddim': give SAMPLER:STEPS"),
+        ("model", {"sweep": True, "sweep_points": ["ddim:21"]}, "21 steps: model=.* has 1 to 20"),
+        ("model", {"num_inference_steps": -1}, "-1 steps: model=.* has 1 to 20"),
+        ("learned", {"sampler": "unipc"}, "unipc: diffusers has it for a fixed variance, model=.* learned its own"),
+        ("stock", {"metrics": ["accuracy"]}, "metrics has 'accuracy', but model=.*stock' takes no class labels"),
+        ("stock", {"guidance_scale": 2.0}, "guidance_scale=2.0, but model=.* takes no class labels"),
+        ("stock", {"sweep": True, "sweep_points": ["ddim:4"], "classifier": "./no"}, "sweep: FID cannot be had"),
+        ("nowhere", {}, "nowhere"),
+    ],
+)
+def test_refusals(home, script, capsys, tmp_path, model, changes, message):
+    with pytest.raises(SystemExit) as exit:
+        script(home / model, **options(home, **changes))
+    error = capsys.readouterr().err
+    assert exit.value.code == 2 and not (tmp_path / "metrics.json").exists()
+    assert re.search(message, error.replace("\n", " ")), error
+
+
+def test_a_colour_model_and_grey_images_are_refused(home, tmp_path):
+    unet = UNet2DModel(**UNET | {"in_channels": 3, "out_channels": 3})
+    DDPMPipeline(unet, DDPMScheduler(**CHAIN)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="draws colour images, but those of dataset=.* are grey"):
+        evaluate(str(tmp_path), EvaluationConfig(**options(home)))
+
+
+def test_labels_that_the_model_does_not_know_are_refused(home, tmp_path):
+    unet = DDPMUNet2DModel(**UNET, num_class_embeds=3)
+    hub.save(DDPMImagePipeline(unet, DDPMNoiseScheduler(**CHAIN), id2label={0: "a", 1: "b"}), tmp_path / "two")
+    with pytest.raises(ValueError, match="takes labels 0 to 1; dataset=.* has up to 2"):
+        evaluate(str(tmp_path / "two"), EvaluationConfig(**options(home)))
+
+
+def test_a_classifier_of_other_classes_leaves_accuracy_out(home, monkeypatch):
+    config = EvaluationConfig(**options(home, metrics=["accuracy", "fid"]))
+    loaded = evaluation.load_image_dataset
+
+    def renamed(*args, **kwargs):
+        dataset = loaded(*args, **kwargs)
+        dataset.class_names = ["x", "y", "z"]
+        return dataset
+
+    monkeypatch.setattr(evaluation, "load_image_dataset", renamed)
+    found = Evaluation(str(home / "model"), config)
+    assert found.metrics == ["fid"] and "the classifier knows ['0', '1', '2']" in found.unavailable["accuracy"]
+
+
+def test_tile_lays_images_out_in_reading_order():
+    images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 2, 2)
+    picture = report.tile(images, 3)
+    assert picture.shape == (4, 6, 3)
+    assert picture[::2, ::2, 0].tolist() == [[0, 1, 2], [3, 4, 255]]

@@ -1,0 +1,61 @@
+"""The import directions of the house: read from the source, so that they cannot drift."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "ddpm_hf"
+HUB_FILES = {"modeling_ddpm_unet", "scheduling_ddpm_noise", "pipeline_ddpm_image"}
+ALLOWED_SIBLINGS = {
+    **dict.fromkeys(HUB_FILES | {"objective", "likelihood", "fidelity", "data", "config", "grid", "report"}, set()),
+    "evaluation_config": {"data", "scheduling_ddpm_noise"},
+    "model_card": set(),
+    "hub": HUB_FILES | {"model_card"},
+    "training": HUB_FILES | {"config", "data", "objective", "likelihood", "grid", "hub"},
+    "measures": {"data", "fidelity"},
+    "evaluation": {"data", "evaluation_config", "fidelity", "hub", "likelihood", "measures", "scheduling_ddpm_noise"},
+    "__init__": HUB_FILES,
+}
+STANDARD = {"collections", "inspect", "json", "math", "pathlib", "shutil"}
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of what a file imports; siblings as ddpm_hf.NAME."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = f"ddpm_hf.{node.module}" if node.level and node.module else node.module or "ddpm_hf"
+            found |= {f"{module}.{alias.name}" for alias in node.names} if module == "ddpm_hf" else {module}
+    return found
+
+
+def siblings(path: Path) -> set[str]:
+    return {name.split(".")[1] for name in imports(path) if name.startswith("ddpm_hf.")}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)
+def test_siblings(path):
+    assert siblings(path) <= ALLOWED_SIBLINGS[path.stem]
+
+
+@pytest.mark.parametrize("name", sorted(HUB_FILES))
+def test_hub_files_stand_alone(name):
+    top = {full.split(".")[0] for full in imports(PACKAGE / f"{name}.py")}
+    assert top - STANDARD <= {"torch", "numpy", "PIL", "diffusers"}
+
+
+def test_nothing_imports_scripts_and_the_app_stands_alone():
+    for path in ROOT.glob("*/*.py"):
+        names = imports(path)
+        assert not any(name.split(".")[0] == "scripts" for name in names), path
+        if path.parent.name == "spaces_app":
+            assert not any(name.split(".")[0] == "ddpm_hf" for name in names), path
+
+
+def test_files_are_short():
+    too_long = {path.name: n for path in PACKAGE.glob("*.py") if (n := len(path.read_text().splitlines())) > 500}
+    assert not too_long
