@@ -10,6 +10,18 @@ INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt --editable
 train: .venv/train data
 	$(BIN)/accelerate launch --config_file accelerate_configs/single.yaml scripts/train.py --preset fashion-mnist-quick --output_dir runs/quick --resume
 
+# FashionMNIST: from the Hub or its cache, $$FASHION_MNIST_DIR or Debian's folder. Where none serves, Debian's package, unpacked into
+# .data/ with apt's state kept there too: the same commands with and without root, and the system is not touched.
+LOAD_DATA = $(BIN)/python -c "from ddpm_hf.data import *; load_image_dataset(FASHION_MNIST, num_channels=1, image_size=28)"
+APT_GET = apt-get -q -o Dir::State=$(CURDIR)/.data/apt -o Dir::Cache=$(CURDIR)/.data/apt -o APT::Sandbox::User=root
+
+data: .venv/train
+	@$(LOAD_DATA) 2>/dev/null || { \
+	command -v apt-get >/dev/null || { echo "make data: neither the Hub nor apt-get (Debian's dataset-fashion-mnist) can be" \
+	  "reached: set FASHION_MNIST_DIR to a folder with FashionMNIST's four IDX files" >&2; exit 1; }; \
+	mkdir -p .data/apt && cd .data && $(APT_GET) update && $(APT_GET) download dataset-fashion-mnist && \
+	dpkg-deb -x dataset-fashion-mnist_*.deb . && rm -rf apt dataset-fashion-mnist_*.deb && cd .. && $(LOAD_DATA); }
+
 test: .venv/dev
 	$(BIN)/python -m pytest
 

@@ -1,4 +1,4 @@
-"""What the tests of hub.py and push_to_hub.py share: a fresh account on the local Hub, and a tiny saved model."""
+"""What the tests of hub.py and push_to_hub.py share: a local Hub with a fresh account, and a tiny saved model."""
 
 import time
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hub_server import use_local_hub
 from huggingface_hub.utils import close_session
 from PIL import Image
 
@@ -49,12 +50,15 @@ def tree(folder) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def remote(local_hub, monkeypatch):
-    """The local Hub with nothing on it, logged in as alice."""
+def remote(monkeypatch):
+    """The local Hub with nothing on it, logged in as alice; it can be reached during this test only."""
+    local_hub = use_local_hub()
     for kept in (local_hub.repos, local_hub.lfs, local_hub.faults, local_hub.log):
         kept.clear()
     monkeypatch.setenv("HF_TOKEN", "hf_alice")
+    local_hub.start()
     yield local_hub
+    local_hub.stop()
     close_session()
 
 

@@ -1,10 +1,12 @@
-"""A small Hugging Face Hub on 127.0.0.1, enough for huggingface_hub's real client: repos, branches, tags, commits, LFS, pull requests, Spaces.
+"""A small Hugging Face Hub on 127.0.0.1, enough for huggingface_hub's real client: repos, branches, tags, LFS, PRs, Spaces.
 
-    hub = LocalHub(); hub.start()      # hub.endpoint goes into HF_ENDPOINT before huggingface_hub is imported; HF_HUB_DISABLE_XET=1
+    hub = use_local_hub()                   # before huggingface_hub is imported
+    hub.start()
     hub.fail("POST", "/commit/", "drop")    # the next such request goes wrong: see `fail`
 
-Everything is kept in memory and survives `stop` and `start`. It answers as the real Hub does where the client looks (status, X-Error-Code,
-ETag, X-Repo-Commit, parent commit), and checks what the real one checks: tokens and their role, the owner, sha256 and size of LFS objects.
+Everything is kept in memory and survives `stop` and `start`. It answers as the real Hub does where the client looks
+(status, X-Error-Code, ETag, X-Repo-Commit), and checks what the real one checks: tokens and their role, the owner, the
+parent commit, sha256 and size of LFS objects.
 """
 
 import base64
@@ -13,9 +15,11 @@ import json
 import os
 import re
 import socket
+import sys
 import tempfile
 import threading
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -106,8 +110,8 @@ class LocalHub:
     def fail(self, method: str, path: str, how, times: int = 1) -> None:
         """Let the next `times` requests whose path holds `path` go wrong.
 
-        how: "drop" closes the connection before anything is done (an upload: after a part of the body), "lost" does the work and closes
-        the connection without the answer, a status refuses (429 with Retry-After: 0), a function is called and the request then served.
+        how: "drop" closes the connection before anything is done (an upload: after a part of the body), "lost" does the
+        work and closes it without the answer, a status refuses (429 with Retry-After: 0), a function is called first.
         """
         self.faults.append({"method": method, "path": path, "how": how, "times": times})
 
@@ -125,14 +129,12 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+@cache
 def use_local_hub() -> LocalHub:
-    """A hub that the clients of this process will talk to; call it before huggingface_hub is imported."""
+    """The hub that the clients of this process talk to; the first call must come before huggingface_hub is imported."""
+    assert "huggingface_hub" not in sys.modules, "conftest.py must call use_local_hub() before it imports anything else"
     hub = LocalHub()
-    os.environ |= {
-        "HF_ENDPOINT": hub.endpoint,
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HOME": tempfile.mkdtemp(prefix="hf-home-"),
-    }
+    os.environ |= {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HOME": tempfile.mkdtemp(prefix="hf-home-")}
     os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     os.environ.pop("HF_TOKEN", None)
     return hub
