@@ -43,13 +43,15 @@ def _paper_unet(sample_size: int, block_out_channels: tuple[int, ...], attention
 
 
 _PAPER_SCHEDULER = dict(beta_schedule="linear", beta_start=1e-4, beta_end=0.02, variance_type="fixed_large")
-_COSINE = dict(
-    beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=True, timestep_spacing="trailing"
-)
+# x_0-prediction under min-SNR weights learns a small model's garments in fewer steps than v, and much sooner than noise.
+_COSINE = dict(beta_schedule="squaredcos_cap_v2", prediction_type="sample", timestep_spacing="trailing")
 
 
 def _small_unet(block_out_channels: tuple[int, ...], **options) -> dict:
-    """28 x 28 in grey: levels of 28, 14 and 7 pixels, attention at the last."""
+    """28 x 28 in grey: levels of 28, 14 and 7 pixels, attention at the lowest.
+
+    A group of GroupNorm has at least 16 channels: with fewer, torch's kernel for channels_last bf16 on a CPU is 20 times slower.
+    """
     return (
         dict(
             sample_size=28,
@@ -64,20 +66,36 @@ def _small_unet(block_out_channels: tuple[int, ...], **options) -> dict:
 
 
 _SMALL = Preset(
-    unet=_small_unet((64, 128, 128), attention_head_dim=64, norm_num_groups=32, dropout=0.1),
+    unet=_small_unet((32, 64, 128), norm_num_groups=2, dropout=0.1),
     scheduler=_COSINE,
     training=dict(
-        train_batch_size=128, learning_rate=5e-4, lr_warmup_steps=500, max_train_steps=60_000, ema_decay=0.9995
+        train_batch_size=32,
+        learning_rate=1e-3,
+        lr_warmup_steps=500,
+        max_train_steps=60_000,
+        ema_decay=0.9995,
+        snr_gamma=5.0,
     ),
     class_conditional=True,
 )
 
 PRESETS = {
-    "fashion-mnist-quick": Preset(
-        unet=_small_unet((32, 64, 64), attention_head_dim=64, norm_num_groups=8),
+    "fashion-mnist-quick": Preset(  # 0.64 M parameters; many small steps learn more in eight minutes than few large ones
+        unet=_small_unet(
+            (16, 32, 64),
+            layers_per_block=1,
+            norm_num_groups=1,
+            down_block_types=(DOWN, DOWN, DOWN),
+            up_block_types=(UP, UP, UP),
+        ),
         scheduler=_COSINE,
         training=dict(
-            train_batch_size=64, learning_rate=2e-3, lr_warmup_steps=50, max_train_steps=1500, ema_decay=0.995
+            train_batch_size=16,
+            learning_rate=2e-3,
+            lr_warmup_steps=100,
+            max_train_steps=6000,
+            ema_decay=0.998,
+            snr_gamma=5.0,
         ),
         class_conditional=True,
     ),
@@ -145,7 +163,7 @@ class TrainConfig:
     max_grad_norm: float = _option(1.0, "Gradients are clipped to this norm.")
     ema_decay: float | None = _option(None, "Decay of the moving average of the weights, which is what is saved.")
     snr_gamma: float | None = _option(
-        None, "Min-SNR weighting of the loss (arXiv:2303.09556), e.g. 5; none by default."
+        None, "Min-SNR weighting of the loss (arXiv:2303.09556), e.g. 5; the preset's, or none."
     )
     label_dropout: float = _option(0.1, "How often a label is replaced by the null label, for guidance.")
     random_flip: bool | None = _option(None, "Flip images horizontally, half of the time.")
@@ -155,14 +173,14 @@ class TrainConfig:
     dataloader_num_workers: int = _option(0, "Processes that decode images; not needed where they fit in memory.")
     seed: int = _option(0, "Of everything that is drawn.")
 
-    checkpointing_steps: int = _option(1000, "How often the whole state is saved to OUTPUT_DIR/checkpoints/step-N.")
+    checkpointing_steps: int = _option(2000, "How often the whole state is saved to OUTPUT_DIR/checkpoints/step-N.")
     checkpoints_total_limit: int = _option(2, "Older checkpoints are removed once a newer one stands.")
     resume: bool = _option(False, "Go on from the newest whole checkpoint in OUTPUT_DIR, if there is one.")
     validation_steps: int = _option(
         500, "How often a sample grid is drawn and the held-out loss measured; 0 is only at the end."
     )
     num_validation_images: int = _option(512, "Held-out images for the loss; 0 is none.")
-    guidance_scale: float = _option(1.5, "Of the sample grids.")
+    guidance_scale: float = _option(2.0, "Of the sample grids.")
     logging_steps: int = _option(10, "How often loss and speed are reported.")
     report_to: str = _option("tensorboard", "Tracker: tensorboard, wandb, trackio, or none.")
 

@@ -1,15 +1,15 @@
 """Save, load and push: a model on disk IS a Hub repo, so there is one layout and nothing to convert.
 
-    model_index.json  pipeline_ddpm_image.py    what diffusers' loaders read; the code that a `trust_remote_code` load runs
+    model_index.json  pipeline_ddpm_image.py    what diffusers' loaders read; code that a `trust_remote_code` load runs
     unet/             config.json, *.safetensors, modeling_ddpm_unet.py
     scheduler/        scheduler_config.json, scheduling_ddpm_noise.py
     README.md         the model card (model_card.py)
     samples.png  metrics.json  training_config.yaml
 
-`training.train` saves through here, every script loads through here. A pushed repo has a second branch, "stock": the same
-weights under diffusers' own classes, for those who may not run remote code. Writing is a transaction in both places: on disk
-a complete model takes the old one's place or nothing does; on the Hub a branch gets one commit or none, however often the
-network fails in between.
+`training.train` saves through here, every script loads through here. A pushed repo has a second branch, "stock": the
+same weights under diffusers' own classes, for those who may not run remote code. Writing is a transaction in both places:
+on disk a complete model takes the old one's place or nothing does; on the Hub a branch gets one commit or none, however
+often the network fails in between.
 """
 
 import filecmp
@@ -79,17 +79,16 @@ class HubError(OSError):
 def save(pipeline, folder, *, samples=None, metrics: dict | None = None, train_config: dict | None = None) -> Path:
     """Save a pipeline as a model folder, all of it or nothing.
 
-    A saved model that is already in `folder` stays whole until the next one is complete and on the disk; files that are not
-    a saved model's (checkpoints/, logs/) are left alone. What is not given is kept from the earlier save of the same weights
-    (in `folder`, or where `pipeline` was loaded from), so that saving what was loaded changes nothing; what was said about
-    other weights goes.
+    A saved model that is already in `folder` stays whole until the next one is complete and on the disk; files that are
+    not a saved model's (checkpoints/, logs/) are left alone. What is not given is kept from the earlier save of the same
+    weights (in `folder`, or where `pipeline` was loaded from), so that saving what was loaded changes nothing.
 
     Args:
         pipeline: a `DDPMImagePipeline`.
         folder: where to; made if missing.
         samples: a PIL image, the grid that the card shows -> samples.png.
         metrics: results and how they were measured (see model_card.py) -> metrics.json and the card.
-        train_config: the training run's options -> training_config.yaml, without tokens and without paths of this machine.
+        train_config: the run's options -> training_config.yaml, without tokens and without paths of this machine.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -105,8 +104,7 @@ def save(pipeline, folder, *, samples=None, metrics: dict | None = None, train_c
         (staging / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     if train_config is not None:
         (staging / "training_config.yaml").write_text(yaml.safe_dump(_public(train_config), sort_keys=False))
-    given = any(extra is not None for extra in (samples, metrics, train_config))
-    if given or not (staging / "README.md").exists():
+    if (samples, metrics, train_config) != (None, None, None) or not (staging / "README.md").exists():
         write_card(pipeline, staging, folder.resolve().name).save(staging / "README.md")
     stale = set(_saved_files(folder)) - set(_saved_files(staging))
     (staging / ".stale").write_text("\n".join(sorted(stale)))
@@ -161,7 +159,8 @@ def _public(value):
 def _sync(folder: Path) -> None:
     """Force the files of a saved model, and the names of all, to the disk."""
     folders = [path for path in (folder, folder / "unet", folder / "scheduler") if path.is_dir()]
-    for path in [folder / name for name in _saved_files(folder)] + folders if os.name == "posix" else ():
+    files = [folder / name for name in _saved_files(folder, (*MODEL_FILES, ".stale"))]
+    for path in files + folders if os.name == "posix" else ():
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
@@ -171,16 +170,16 @@ def _sync(folder: Path) -> None:
 
 
 def load(model, *, revision=None, token=None, local_files_only: bool = False) -> DDPMImagePipeline:
-    """Load a model from a folder or the Hub with the classes of this package; no code that comes with the model is run.
+    """Load a model from a folder or the Hub with the classes of this package; no code that comes with it is run.
 
     Args:
-        model: a folder that `save` wrote (or any with a DDPM's UNet2DModel), or a Hub id, ours or "google/ddpm-cifar10-32".
+        model: a folder that `save` wrote, or a Hub id; stock models as well, e.g. "google/ddpm-cifar10-32".
         revision: on the Hub: branch, tag or commit.
         token: for a private or gated repo; None takes $HF_TOKEN or the login's.
         local_files_only: take a Hub model from the cache and ask nobody.
 
     Raises:
-        ValueError: `model` is no saved model, is incomplete or damaged, or keeps its weights in a format that can run code.
+        ValueError: `model` is no saved model, is damaged, or keeps its weights in a format that can run code.
         HubError: the Hub does not have it, does not show it to this token, or cannot be reached.
     """
     folder = Path(model)
@@ -229,10 +228,10 @@ def push(
 ) -> CommitInfo:
     """Push a saved model to the Hub: one commit on a branch, or none where the branch has these files already.
 
-    The branch `main` brings the branch `stock` with it. Only the files of a saved model go up; those of an earlier one that
-    this one lacks are deleted there, anybody else's stay. Nothing in `folder` is changed. Requests are repeated with growing
-    pauses where that is safe: every commit names its parent, and every attempt looks first at what the branch has, so that an
-    answer that was lost makes no second commit.
+    The branch `main` brings the branch `stock` with it. Only the files of a saved model go up; those of an earlier one
+    that this one lacks are deleted there, anybody else's stay. Nothing in `folder` is changed. Requests are repeated with
+    growing pauses where that is safe: every commit names its parent, and every attempt looks first at what the branch has,
+    so that an answer that was lost makes no second commit.
 
     Args:
         folder: a saved model.
@@ -275,7 +274,7 @@ def push(
 def push_space(folder, repo_id: str, model_id: str, *, private: bool = False, token=None) -> CommitInfo:
     """Create or update a Gradio Space from an app's folder, with its variable MODEL_ID set to the model it shall show.
 
-    Arguments and errors as in `push`; only an app's own files go up (code, style, pictures, requirements.txt, README.md).
+    Arguments and errors as in `push`; only an app's own files go up: code, style, pictures, requirements.txt, README.md.
     """
     folder = Path(folder)
     names = (path.name for path in folder.glob("*") if path.is_file())
@@ -294,9 +293,11 @@ def push_space(folder, repo_id: str, model_id: str, *, private: bool = False, to
 
 
 def _stock_model(pipeline, folder: Path, target: Path, card_data, title: str) -> dict[str, Path | str]:
-    """The model under diffusers' own classes. `DDPMPipeline` passes no labels, so a class-conditional U-Net becomes the
-    unconditional one that its null label makes it: W x + b + class_embedding[null], summed into the bias b.
-    Without a null label there is no such model: {}."""
+    """The model under diffusers' own classes; {} where there is none.
+
+    `DDPMPipeline` passes no labels, so a class-conditional U-Net becomes the unconditional one that its null label makes:
+    temb = W x + b + class_embedding[null], the last two summed into the bias b.
+    """
     config = {name: value for name, value in pipeline.unet.config.items() if not name.startswith("_")}
     state = dict(pipeline.unet.state_dict())
     if config["num_class_embeds"] is not None or config["class_embed_type"] is not None:
@@ -326,8 +327,7 @@ def _publish(attempt, folder: Path, repo_id: str, token) -> CommitInfo:
         return attempts(attempt, HfApi(token=token), {})
     except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
         raise HubError(
-            f"Could not push {folder} to {repo_id}: {_reason(error)} Everything in {folder} is as it was; the same again"
-            " finishes the push."
+            f"Could not push {folder} to {repo_id}: {_reason(error)} {folder} is as it was; the same again finishes it."
         ) from error
 
 

@@ -1,8 +1,8 @@
-"""The card of a saved model: model_card.md filled in from what lies in its folder, nothing typed, through huggingface_hub's ModelCard.
+"""The card of a saved model: model_card.md filled in from what lies in its folder, through huggingface_hub's ModelCard.
 
 `hub.save` writes it as README.md. Its figures, and the `model-index` that the Hub reads, come from metrics.json alone:
-{"metrics": {"fid": 3.17, "bits": {"test": 3.7}}, "command": "...", ...}: numbers under "metrics" are results, the rest says how they were
-measured; `train_seconds` is the training time. A dict without "metrics" is taken to be results only.
+{"metrics": {"fid": 3.17, "bits": {"test": 3.7}}, "command": "...", ...}: numbers under "metrics" are results, the rest
+says how they were measured; `train_seconds` is the training time. A dict without "metrics" is taken to be results only.
 """
 
 import json

@@ -38,7 +38,7 @@ class DDPMImagePipeline(DiffusionPipeline):
         str, type
     ] = {}  # saved class name -> class that from_pretrained makes; the package fills it
 
-    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, id2label: dict[int, str] | None = None):
+    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, id2label: dict | None = None):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
         self.id2label = {int(label): name for label, name in (id2label or {}).items()}
@@ -207,8 +207,11 @@ class DDPMImagePipeline(DiffusionPipeline):
     def _step_options(self, generator, eta: float | None) -> dict:
         """What of generator and eta this scheduler's step takes."""
         takes = inspect.signature(self.scheduler.step).parameters
-        options = {"generator": generator} if "generator" in takes else {}
-        return options | ({"eta": eta} if "eta" in takes and eta is not None else {})
+        options = {"generator": generator, "eta": eta}
+        if eta is not None or "eta" not in takes or takes["eta"].default is not None:  # a DDIM step
+            # Guidance overshoots, x_0 is clipped, and noise that does not know of it would put the excess back with the opposite sign.
+            options["use_clipped_model_output"] = True
+        return {name: value for name, value in options.items() if name in takes and value is not None}
 
     # ------------------------------------------------------------------ loading and saving
 

@@ -360,6 +360,7 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
         eta: float | None = None,
+        use_clipped_model_output: bool = False,
     ) -> DDPMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """Draw x_{t-1} from p(x_{t-1} | x_t): a line of Algorithm 2, or with `eta` a step of DDIM (0 is deterministic, 1 is DDPM).
 
@@ -368,6 +369,7 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
             timestep: int, () or (B,): the chain's timestep of all samples or of each.
             sample: x_t, (B, C, ...) in any float dtype; computed in float32 or better and returned in its own dtype.
             generator: for the noise; a list has one for each sample.
+            use_clipped_model_output: with `eta`, take the noise from the clipped x_0, as the posterior does, and not from the output.
         """
         x_t = _float(sample)
         timestep = _on_host(timestep)
@@ -375,14 +377,14 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
         if eta is None:
             x_prev, _ = self.posterior(x_0, x_t, timestep)  # Eq. 11
             v = self._split(model_output, x_t)[1]
-            std = (
-                self._at(timestep, x_t, "std")[0]
-                if v is None
-                else torch.exp(0.5 * self._log_variance(timestep, x_t, v))
-            )
+            (std,) = self._at(timestep, x_t, "std")
+            std = std if v is None else torch.exp(0.5 * self._log_variance(timestep, x_t, v))
         else:
-            noise = self.predict_noise(model_output, timestep, x_t)
             signal, room, std = self._at(timestep, x_t, "sqrt_abar_prev", "one_minus_abar_prev", "std_small")
+            noise = self.predict_noise(model_output, timestep, x_t)
+            if use_clipped_model_output:
+                a, b = self._at(timestep, x_t, "sqrt_abar", "sqrt_one_minus_abar")
+                noise = (x_t - a * x_0) / b  # Eq. 4 solved for the noise
             std = eta * std  # DDIM Eq. 16
             x_prev = signal * x_0 + (room - std**2).clamp(min=0) ** 0.5 * noise  # DDIM Eq. 12
         if eta != 0 and not (isinstance(timestep, int) and timestep == self._last):

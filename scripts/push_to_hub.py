@@ -3,8 +3,8 @@
     python scripts/push_to_hub.py MODEL --repo_id NAME [--private] [--revision BRANCH] [--create_pr]
     python scripts/push_to_hub.py --space NAME --model REPO [--private]
 
-MODEL is the folder of a saved model. The token is the one of `hf auth login` or $HF_TOKEN. The same command again finishes a push
-that failed, and does nothing where nothing has changed.
+MODEL is the folder of a saved model. The token is the one of `hf auth login` or $HF_TOKEN. The same command again finishes
+a push that failed, and does nothing where nothing has changed.
 """
 
 import argparse

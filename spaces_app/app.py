@@ -145,7 +145,8 @@ class App:
             self.service.cancel(job)
 
     def view(self, job: Job, shown: list, status: str) -> dict[str, Any]:
-        return {"status": status, "num_steps": job.parameters.num_inference_steps, "frames": list(shown)}
+        num_steps = job.parameters.num_inference_steps
+        return {"status": status, "done": bool(job.images), "num_steps": num_steps, "frames": list(shown)}
 
     def save(self, folder: Path, job: Job, frames: list[Frame]) -> list[str]:
         return save_downloads(folder, job.images, [frame.x_t for frame in frames], self.describe(job.parameters))
@@ -240,7 +241,7 @@ def build_generate_tab(app: App) -> None:
         show_progress="hidden",
         **CONCURRENCY,
     )
-    stop.click(None, viewer, viewer, js="value => value && {...value, status: 'stopped'}", cancels=[run])
+    stop.click(None, cancels=[run])
     dice.click(None, None, seed, js="() => Math.floor(Math.random() * 2 ** 32)")
     sampler.input(lambda name: SAMPLERS[name], sampler, steps, api_visibility="private", queue=False)
 

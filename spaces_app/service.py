@@ -120,7 +120,8 @@ class SamplingService:
         self.class_names = list((pipe.id2label or {}).values())
         self.has_null_label = not self.class_names or pipe.null_label is not None
         self.can_guide = bool(self.class_names) and pipe.null_label is not None
-        solver = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+        # the last steps of a cosine schedule have no signal at all, which this solver cannot divide by
+        solver = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, lambda_min_clipped=-5.1)
         self._dpm_solver = type(pipe)(unet=pipe.unet, scheduler=solver, id2label=pipe.id2label)
         self._dpm_solver.set_progress_bar_config(disable=True)
         self._waiting: deque[Job] = deque()

@@ -1,10 +1,12 @@
 // The denoising viewer, inside a gr.HTML: it follows the newest frame until the visitor moves the slider away from the end.
-// gr.HTML provides element, props and watch. props.value is {status, num_steps, frames: [[step, timestep, x_t, x_0], ...]}.
+// gr.HTML provides element, props and watch. props.value is
+// {status, done, num_steps, frames: [[step, timestep, x_t, x_0], ...]}.
 const [noisy, believed] = element.querySelectorAll("img");
 const slider = element.querySelector("input");
 const where = element.querySelector("output");
 const status = element.querySelector(".status");
 let following = true;
+let stopped = false; // by the visitor; frames that were on their way still arrive
 
 function show(index) {
   const [step, timestep, x_t, x_0] = props.value.frames[index];
@@ -17,7 +19,8 @@ function show(index) {
 function render() {
   const frames = props.value?.frames ?? [];
   if (frames.length === 0 && props.value) element.scrollIntoView({ block: "nearest" }); // on a phone it is below the button
-  status.textContent = props.value?.status ?? "";
+  if (frames.length === 0) stopped = false;
+  status.textContent = stopped ? "stopped" : (props.value?.status ?? "");
   element.querySelector(".viewer").classList.toggle("empty", frames.length === 0);
   slider.disabled = frames.length < 2;
   if (frames.length === 0) {
@@ -33,6 +36,11 @@ function render() {
 slider.addEventListener("input", () => {
   following = slider.value === slider.max;
   show(Number(slider.value));
+});
+document.addEventListener("click", (event) => {
+  if (!event.target.closest("#stop") || !props.value || props.value.done) return;
+  stopped = true;
+  status.textContent = "stopped";
 });
 watch("value", render);
 render();

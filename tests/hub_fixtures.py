@@ -12,7 +12,7 @@ from PIL import Image
 
 from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel, hub
 
-LABELS = {i: name for i, name in enumerate(["T-shirt", *(f"garment {i}" for i in range(1, 12))])}  # more than ten
+LABELS = dict(enumerate(["T-shirt", *(f"garment {i}" for i in range(1, 12))]))  # more than ten
 TINY = {
     "sample_size": 8,
     "in_channels": 1,

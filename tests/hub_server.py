@@ -18,63 +18,12 @@ import socket
 import sys
 import tempfile
 import threading
-from dataclasses import dataclass, field
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import PurePosixPath
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
-LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".png", ".parquet")
-
-
-@dataclass
-class Commit:
-    sha: str
-    title: str
-    parent: str | None
-    files: dict[str, bytes]
-
-
-@dataclass
-class Repo:
-    owner: str
-    private: bool
-    sdk: str | None = None
-    gated: bool = False
-    commits: dict[str, Commit] = field(default_factory=dict)
-    refs: dict[str, str] = field(default_factory=dict)  # branch, tag or refs/pr/N -> sha
-    tags: set[str] = field(default_factory=set)
-    pull_requests: list[dict] = field(default_factory=list)
-    variables: dict[str, str] = field(default_factory=dict)
-
-    def commit(self, ref: str, title: str, files: dict[str, bytes], parent: str | None) -> Commit:
-        content = json.dumps(
-            [title, parent, {path: oid(path, data) for path, data in files.items()}, len(self.commits)]
-        )
-        new = Commit(hashlib.sha1(content.encode()).hexdigest(), title, parent, files)
-        self.commits[new.sha] = new
-        self.refs[ref] = new.sha
-        return new
-
-    def at(self, revision: str) -> Commit | None:
-        return self.commits.get(self.refs.get(revision, revision))
-
-    def history(self, revision: str) -> list[Commit]:
-        commits = [self.at(revision)]
-        while commits[-1].parent:
-            commits.append(self.commits[commits[-1].parent])
-        return commits
-
-
-def is_lfs(path: str) -> bool:
-    return path.endswith(LFS_SUFFIXES)
-
-
-def oid(path: str, data: bytes) -> str:
-    """The id that the client compares: sha256 of an LFS file, git's sha1 of another."""
-    return (
-        hashlib.sha256(data).hexdigest() if is_lfs(path) else hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-    )
+from hub_repos import Commit, Repo, is_lfs, oid
 
 
 class Refused(Exception):
@@ -132,9 +81,15 @@ def free_port() -> int:
 @cache
 def use_local_hub() -> LocalHub:
     """The hub that the clients of this process talk to; the first call must come before huggingface_hub is imported."""
-    assert "huggingface_hub" not in sys.modules, "conftest.py must call use_local_hub() before it imports anything else"
+    assert "huggingface_hub" not in sys.modules, (
+        "conftest.py must call use_local_hub() before it imports anything else"
+    )
     hub = LocalHub()
-    os.environ |= {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HOME": tempfile.mkdtemp(prefix="hf-home-")}
+    os.environ |= {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": tempfile.mkdtemp(prefix="hf-home-"),
+    }
     os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     os.environ.pop("HF_TOKEN", None)
     return hub
@@ -150,10 +105,7 @@ ROUTES = [
     ("POST", rf"/api/{REPO}/commit/(?P<rev>[^/]+)", "commit"),
     ("POST", rf"/api/{REPO}/branch/(?P<rev>[^/]+)", "create_branch"),
     ("POST", rf"/api/{REPO}/tag/(?P<rev>[^/]+)", "create_tag"),
-    ("GET", rf"/api/{REPO}/refs", "refs"),
-    ("GET", rf"/api/{REPO}/commits/(?P<rev>[^/]+)", "commits"),
     ("GET", rf"/api/{REPO}/tree/(?P<rev>[^/]+)(?:/(?P<path>.+))?", "tree"),
-    ("POST", rf"/api/{REPO}/paths-info/(?P<rev>[^/]+)", "paths_info"),
     ("GET", rf"/api/{REPO}/discussions", "discussions"),
     ("GET", rf"/api/{REPO}/variables", "variables"),
     ("POST", rf"/api/{REPO}/variables", "set_variable"),
@@ -176,7 +128,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def handle_one(self):
         path = urlsplit(self.path).path
-        self.query = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
+        self.query = dict(parse_qsl(urlsplit(self.path).query))
         self.hub.log.append((self.command, path))
         how = self.hub.fault(self.command, path)
         if how == "drop":
@@ -293,19 +245,6 @@ class Handler(BaseHTTPRequestHandler):
         about = {"id": id, "sha": commit.sha, "private": repo.private, "gated": False, "tags": [], "downloads": 0}
         return about | {"siblings": siblings, "sdk": repo.sdk, "lastModified": "2026-01-01T00:00:00.000Z"}
 
-    def refs(self, type: str, id: str):
-        repo = self.readable(type, id)
-        names = [name for name in repo.refs if name not in repo.tags and not name.startswith("refs/pr/")]
-        branches = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": repo.refs[name]} for name in names]
-        tags = [{"name": name, "ref": f"refs/tags/{name}", "targetCommit": repo.refs[name]} for name in repo.tags]
-        return {"branches": branches, "tags": tags, "converts": []}
-
-    def commits(self, type: str, id: str, rev: str):
-        repo = self.readable(type, id)
-        self.at(repo, rev)
-        date = "2026-01-01T00:00:00.000Z"
-        return [{"id": c.sha, "title": c.title, "message": "", "date": date, "authors": []} for c in repo.history(rev)]
-
     def create_branch(self, type: str, id: str, rev: str):
         repo = self.writable(type, id)
         if rev in repo.refs:
@@ -417,12 +356,6 @@ class Handler(BaseHTTPRequestHandler):
         entries += [self.entry(name, files[name]) for name in inside]
         deep = self.query.get("recursive", "").lower() == "true"
         return [entry for entry in entries if deep or "/" not in entry["path"].removeprefix(prefix)]
-
-    def paths_info(self, type: str, id: str, rev: str):
-        files = self.at(self.readable(type, id), rev).files
-        content_type = self.headers.get("Content-Type", "")
-        asked = json.loads(self.body)["paths"] if "json" in content_type else parse_qs(self.body.decode())["paths"]
-        return [self.entry(name, files[name]) for name in asked if name in files]
 
     def resolve(self, id: str, rev: str, path: str, type: str = "models"):
         repo = self.readable(type, id)

@@ -11,11 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import load_dataset
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
-from hub_fixtures import METRICS, TINY, draw, tiny_pipeline, tree
-from huggingface_hub import HfApi, ModelCard, constants, snapshot_download
-from PIL import Image
+from hub_fixtures import TINY, draw, tiny_pipeline, tree
+from huggingface_hub import HfApi, constants, snapshot_download
 from safetensors.torch import load_file, save_file
 
 from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel, hub
@@ -282,7 +280,7 @@ print(json.dumps(told))
 
 
 def test_three_ways_to_load_give_the_same_pixels(remote, saved, tmp_path):
-    """In this process with ddpm_hf; in one that cannot import it, on a private repo, with remote code and with stock classes."""
+    """Here with ddpm_hf; where it cannot be imported, from a private repo, with remote code and with stock classes."""
     hub.push(saved, "alice/tiny", private=True)
     again, arrays = tmp_path / "again", tmp_path / "pixels.npz"
     command = [sys.executable, "-c", OUTSIDER, str(tmp_path), str(again), str(arrays)]
@@ -391,64 +389,3 @@ def test_the_pipelines_own_push_to_hub(remote, saved_once):
     files = remote.repo("alice/plain").at("main").files
     assert set(CODE) < set(files) and b"_name_or_path" not in files["unet/config.json"]
     assert np.array_equal(draw(hub.load("alice/plain")), draw(hub.load(saved_once)))
-
-
-# ------------------------------------------------------------------ the model card
-
-
-def test_card_says_what_metrics_json_says(remote, saved):
-    hub.push(saved, "alice/tiny")
-    card = ModelCard.load("alice/tiny")
-    card.validate()
-    told = card.data.to_dict()
-    assert told["license"] == "apache-2.0" and told["library_name"] == "diffusers" and "ddpm" in told["tags"]
-    assert told["pipeline_tag"] == "unconditional-image-generation"
-    assert told["datasets"] == ["zalando-datasets/fashion_mnist"]
-    assert {result.metric_type: result.metric_value for result in card.data.eval_results} == {
-        "fid": 3.5,
-        "bits.test": 2.75,
-    }
-    for text in (
-        "samples.png",
-        METRICS["command"],
-        "1.5 minutes",
-        "T-shirt",
-        "scripts/train.py training_config.yaml",
-        "Intended use",
-    ):
-        assert text in card.text
-    ModelCard.load(snapshot_download("alice/tiny", revision="stock") + "/README.md").validate()
-
-
-def test_card_without_anything_measured(tmp_path):
-    text = (hub.save(tiny_pipeline(), tmp_path) / "README.md").read_text()
-    assert "model-index" not in text and "Not measured yet" in text and "samples.png" not in text
-
-
-def test_code_on_the_card_runs(remote, saved):
-    hub.push(saved, "alice/tiny")
-    blocks = re.findall(r"```python\n(.*?)```", ModelCard.load("alice/tiny").text, re.DOTALL)
-    assert len(blocks) == 3
-    for block in blocks:
-        names = {}
-        exec(block, names)
-        assert len(names["images"]) == 4 and names["images"][0].size == (8, 8)
-
-
-# ------------------------------------------------------------------ data
-
-
-def test_load_dataset_through_the_same_hub(remote, tmp_path):
-    for label in ("Bag", "Sneaker"):
-        (tmp_path / "train" / label).mkdir(parents=True)
-        for i in range(3):
-            Image.fromarray(np.full((8, 8), 40 * i, np.uint8)).save(tmp_path / "train" / label / f"{i}.png")
-    api = HfApi()
-    for repo_id, private in {"alice/garments": False, "alice/own-garments": True}.items():
-        api.create_repo(repo_id, repo_type="dataset", private=private)
-        api.upload_folder(repo_id=repo_id, repo_type="dataset", folder_path=tmp_path)
-        data = load_dataset(repo_id, split="train", token="hf_alice", cache_dir=tmp_path / "cache")
-        assert data.num_rows == 6 and data.features["label"].names == ["Bag", "Sneaker"]
-        assert data[5]["image"].size == (8, 8)
-    with pytest.raises(Exception, match="own-garments"):
-        load_dataset("alice/own-garments", split="train", token="hf_bob", cache_dir=tmp_path / "other-cache")

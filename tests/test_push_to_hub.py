@@ -1,4 +1,4 @@
-"""Pushing when something is in the way: each fault of the network and of the Hub, with what it leaves; pull requests, the Space, the script."""
+"""Pushing when something is in the way: each fault with what it leaves; pull requests, the Space, the script."""
 
 import json
 import runpy
@@ -68,10 +68,10 @@ def test_a_fault_that_passes(remote, saved, no_waiting, where, how, times):
     ],
 )
 def test_a_fault_that_stays(remote, saved, no_waiting, where, how, left):
-    """One error, nothing half done on a branch, nothing touched here; the same push finishes the job when the fault is gone."""
+    """One error, nothing half done on a branch, nothing touched here; the same push finishes it when the fault is gone."""
     before = tree(saved)
     remote.fail(*where, how, ALL)
-    with pytest.raises(hub.HubError, match="Could not push .* to alice/tiny: .*the same again finishes") as error:
+    with pytest.raises(hub.HubError, match="Could not push .* to alice/tiny: .*the same again finishes it") as error:
         hub.push(saved, "alice/tiny")
     assert "\n" not in str(error.value)
     assert commits(remote) == left and tree(saved) == before
@@ -98,7 +98,7 @@ def test_server_down(remote, saved, no_waiting):
 
 
 def test_somebody_else_commits_meanwhile(remote, saved, no_waiting):
-    """Their commit lands between our look at the branch and our commit: ours is refused, theirs stays, the next push builds on it."""
+    """Their commit lands between our look at the branch and our commit: ours is refused, the next push builds on theirs."""
     HfApi().create_repo("alice/tiny")
     repo = remote.repo("alice/tiny")
     theirs = {"notes.txt": b"theirs", "README.md": b"theirs"}
