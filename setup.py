@@ -36,7 +36,7 @@ setup(
         "diffusers>=0.35",
         "transformers>=4.50",
         "accelerate>=1.0",
-        "huggingface_hub>=1.0",
+        "huggingface_hub>=2.0",
         "httpx2",
         "safetensors",
         "tenacity",

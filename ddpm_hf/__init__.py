@@ -6,3 +6,11 @@ from .scheduling_ddpm_noise import DDPMNoiseScheduler
 
 __version__ = "0.1.0"
 __all__ = ["DDPMImagePipeline", "DDPMNoiseScheduler", "DDPMUNet2DModel"]
+
+# Saved under either name, loaded as ours: the classes agree in config and weights.
+DDPMImagePipeline.component_classes = {
+    "DDPMUNet2DModel": DDPMUNet2DModel,
+    "UNet2DModel": DDPMUNet2DModel,
+    "DDPMNoiseScheduler": DDPMNoiseScheduler,
+    "DDPMScheduler": DDPMNoiseScheduler,
+}

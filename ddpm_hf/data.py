@@ -152,9 +152,9 @@ class ImageDataset(torch.utils.data.Dataset):
         return Hasher.hash_bytes([str(tuple(self._pixels.shape)).encode(), labels, self._pixels[spread].numpy()])
 
 
-def is_flipped(seed: int, position: int) -> bool:
-    """A fair coin that depends on nothing but (seed, position)."""
-    return bool(hashlib.blake2b(f"flip {seed} {position}".encode(), digest_size=1).digest()[0] & 1)
+def is_flipped(seed: int | None, position: int) -> bool:
+    """A fair coin that depends on nothing but (seed, position); never heads for the seed None."""
+    return seed is not None and hashlib.blake2b(f"flip {seed} {position}".encode(), digest_size=1).digest()[0] % 2 == 1
 
 
 @functools.lru_cache(maxsize=2)  # batches straddle two epochs
@@ -197,16 +197,16 @@ class StreamedImages(torch.utils.data.IterableDataset):
 
     def __init__(self, stream, image_column, label_column, shape, class_names, fingerprint):
         self.stream, self.image_column, self.label_column, self.shape = stream, image_column, label_column, shape
-        self.num_channels, self.image_size = shape[0], shape[1:]
-        self.class_names, self.fingerprint = class_names, fingerprint
-        self.seed, self.rank, self.num_ranks, self.buffer_size = 0, 0, 1, 1024
+        self.num_channels, self.image_size, self.class_names = shape[0], shape[1:], class_names
+        self.fingerprint, self.flip_seed, self.seed = fingerprint, None, 0
+        self.rank, self.num_ranks, self.buffer_size = 0, 1, 1024
         self.load_state_dict({"epoch": 0, "block": 0, "offset": 0, "num_samples": 0, "stream": None})
 
     def shard(self, seed: int, rank: int = 0, num_ranks: int = 1, buffer_size: int = 1024) -> "StreamedImages":
         """Keep one rank's part of the stream, shuffled by `seed`; returns self."""
         # A buffer of one: datasets shuffles the shards, and its position stays exact (it forgets a larger buffer).
-        shuffled = self.stream.shuffle(seed=seed, buffer_size=1, max_buffer_input_shards=1)
-        self.stream = split_dataset_by_node(shuffled, rank, num_ranks)
+        stream = self.stream.shuffle(seed=seed, buffer_size=1, max_buffer_input_shards=1)
+        self.stream = split_dataset_by_node(stream, rank, num_ranks)
         self.seed, self.rank, self.num_ranks, self.buffer_size = seed, rank, num_ranks, buffer_size
         return self
 
@@ -240,8 +240,9 @@ class StreamedImages(torch.utils.data.IterableDataset):
             state.update(epoch=state["epoch"] + 1, block=0, stream=None)
 
     def _sample(self, row: dict, position: int) -> dict[str, torch.Tensor]:
-        pixels = decode(row[self.image_column], f"sample {position}", self.shape)
-        sample = {"x_0": to_x_0(torch.from_numpy(pixels)), "position": torch.tensor(position)}
+        pixels = torch.from_numpy(decode(row[self.image_column], f"sample {position}", self.shape))
+        pixels = pixels.flip(-1) if is_flipped(self.flip_seed, position) else pixels
+        sample = {"x_0": to_x_0(pixels), "position": torch.tensor(position)}
         if self.label_column is not None:
             sample["labels"] = torch.tensor(row[self.label_column])
         return sample

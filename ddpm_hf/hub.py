@@ -38,19 +38,9 @@ from safetensors import SafetensorError
 from tenacity import Retrying, before_sleep_log, retry_if_exception, stop_after_attempt, wait_exponential
 
 from .model_card import write_card
-from .modeling_ddpm_unet import DDPMUNet2DModel
 from .pipeline_ddpm_image import DDPMImagePipeline
-from .scheduling_ddpm_noise import DDPMNoiseScheduler
 
 logger = logging.getLogger(__name__)
-
-# Saved under either name, loaded as ours: the classes agree in config and weights.
-DDPMImagePipeline.component_classes = {
-    "DDPMUNet2DModel": DDPMUNet2DModel,
-    "UNet2DModel": DDPMUNet2DModel,
-    "DDPMNoiseScheduler": DDPMNoiseScheduler,
-    "DDPMScheduler": DDPMNoiseScheduler,
-}
 
 WEIGHTS = ("unet/*.safetensors", "unet/*.safetensors.index.json")
 EXTRAS = ("README.md", "samples.png", "metrics.json", "training_config.yaml")
@@ -158,9 +148,8 @@ def _public(value):
 
 def _sync(folder: Path) -> None:
     """Force the files of a saved model, and the names of all, to the disk."""
-    folders = [path for path in (folder, folder / "unet", folder / "scheduler") if path.is_dir()]
-    files = [folder / name for name in _saved_files(folder, (*MODEL_FILES, ".stale"))]
-    for path in files + folders if os.name == "posix" else ():
+    paths = [folder / name for name in (*_saved_files(folder, (*MODEL_FILES, ".stale")), ".", "unet", "scheduler")]
+    for path in filter(Path.exists, paths) if os.name == "posix" else ():
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)

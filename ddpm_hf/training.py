@@ -321,8 +321,11 @@ class Trainer:
             self._say(f"Saved {self.folder} after {self.step} steps{held_out}. Look at {self.folder / 'samples.png'}.")
             if config.push_to_hub:
                 repo_id = config.hub_model_id or self.folder.resolve().name
-                commit = hub.push(self.folder, repo_id, private=config.hub_private_repo)
-                self._say(f"Pushed to {commit.repo_url}.")
+                try:
+                    commit = hub.push(self.folder, repo_id, private=config.hub_private_repo)
+                    self._say(f"Pushed to {commit.repo_url}.")
+                except hub.HubError as error:  # the run is saved: a failed push must not look like a failed run
+                    self._say(f"{error} Push it with scripts/push_to_hub.py {self.folder} --repo_id {repo_id}.")
 
     # ------------------------------------------------------------------ data, signals, messages
 
@@ -373,6 +376,8 @@ def _make_accelerator(config: TrainConfig) -> Accelerator:
         log_with=None if config.report_to == "none" else config.report_to,
         project_config=ProjectConfiguration(config.output_dir, logging_dir=f"{config.output_dir}/logs"),
     )
+    if accelerator.device.type == "cpu":  # `accelerate launch` leaves each rank one thread
+        torch.set_num_threads(max((os.cpu_count() or 1) // accelerator.num_processes, 1))
     if accelerator.device.type == "cpu" and config.mixed_precision == "fp16":
         raise ValueError(
             "mixed_precision='fp16' needs a GPU (on a CPU torch would silently compute in float32): choose bf16 or no."

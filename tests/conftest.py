@@ -1,11 +1,13 @@
-import os
+# ruff: noqa: E402, F401
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # the local Hub of the tests speaks LFS
+from hub_server import use_local_hub
+
+use_local_hub()  # before anything imports huggingface_hub
 
 import pytest
 import torch
+from hub_fixtures import no_waiting, remote, saved, saved_once
 
 DATA = Path(__file__).parent / "data"
 TINY_UNET = dict(

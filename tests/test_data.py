@@ -163,14 +163,11 @@ def test_columns_named(tmp_path, table):
     assert load_image_dataset(folder, label_column="word", **GRAY).class_names[:2] == ["w0", "w1"]
     renamed = table.rename_columns({"image": "photo", "label": "kind"}).add_column("label", [3] * 64)
     other = parquet(tmp_path / "other", renamed.cast_column("photo", datasets.Image()))
-    found = load_image_dataset(other, **GRAY)  # found by type, whatever their names
-    assert found.class_names == list("abcdefghij")
+    assert load_image_dataset(other, **GRAY).class_names == list("abcdefghij")  # found by type, whatever their names
     assert load_image_dataset(other, label_column="label", **GRAY).labels.tolist() == [3] * 64
-    twice = parquet(
-        tmp_path / "twice", renamed.add_column("kinds", renamed["kind"][:], feature=renamed.features["kind"])
-    )
+    twice = renamed.add_column("kinds", [0] * 64, feature=table.features["label"])
     with pytest.raises(ValueError, match=r"label_column=None: \['kind', 'kinds'\].*name one"):
-        load_image_dataset(twice, **GRAY)
+        load_image_dataset(parquet(tmp_path / "twice", twice), **GRAY)
 
 
 def samples(steps, total=64, **topology):
@@ -185,8 +182,7 @@ def test_order_shows_every_image_once_per_epoch():
     pairs = sum(samples(25), [])  # 25 * 64 = 16 epochs of 100
     assert [position for position, _ in pairs] == list(range(1600))
     epochs = np.array([index for _, index in pairs]).reshape(16, 100)
-    assert (np.sort(epochs, axis=1) == np.arange(100)).all()
-    assert len({tuple(epoch) for epoch in epochs.tolist()}) == 16
+    assert (np.sort(epochs, axis=1) == np.arange(100)).all() and len({tuple(epoch) for epoch in epochs.tolist()}) == 16
     assert samples(1)[0] != [(p, i) for p, i in next(iter(SampleOrder(100, 64, 8)))]
 
 
@@ -266,6 +262,10 @@ def test_stream_of_an_imagefolder(monkeypatch):
     streamed = stream(IMAGEFOLDER)
     batch = next(iter(torch.utils.data.DataLoader(streamed, batch_size=6)))
     assert batch["x_0"].shape == (6, 1, 28, 28) and streamed.class_names == ["Bag", "Sneaker", "Trouser"]
+    flipping, plain = stream(IMAGEFOLDER), stream(IMAGEFOLDER)
+    flipping.flip_seed = 3
+    for x, y in itertools.islice(zip(flipping, plain), 24):
+        assert torch.equal(x["x_0"], y["x_0"].flip(-1) if data.is_flipped(3, x["position"].item()) else y["x_0"])
     with pytest.raises(ValueError, match="rank 14 of 15 gets no image"):
         next(iter(stream(IMAGEFOLDER, rank=14, num_ranks=15)))
     monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: "in a worker")
@@ -287,8 +287,7 @@ def test_fashion_mnist_without_the_hub(monkeypatch, idx):
     assert load_image_dataset(FASHION_MNIST, split="test", **GRAY).class_names == data.FASHION_MNIST_CLASSES
     with pytest.raises(FileNotFoundError, match="dataset='ylecun/mnist'.*the Hub cannot be reached"):
         load_image_dataset("ylecun/mnist", **GRAY)
-    assert time.perf_counter() - start < 5
-    assert datasets.config.HF_HUB_OFFLINE is False
+    assert time.perf_counter() - start < 20 and not datasets.config.HF_HUB_OFFLINE  # retries would take 23 s each time
 
 
 def test_hub_data_set_in_the_cache_works_offline(tmp_path, table, idx):
@@ -379,11 +378,7 @@ REFUSALS = {
         ValueError,
         r"images-idx3-ubyte is truncated",
     ),
-    "no labels": (
-        lambda p: damaged(p, lambda f: next(f.glob("train-l*")).unlink()),
-        ValueError,
-        r"train images.*labels",
-    ),
+    "no labels": (lambda p: damaged(p, lambda f: next(f.glob("train-l*")).unlink()), ValueError, r"as many labels"),
     "channels": (lambda p: {"num_channels": 2}, ValueError, r"num_channels=2.*allowed are 1 or 3"),
     "size": (lambda p: {"image_size": (28, 0)}, ValueError, r"image_size=\(28, 0\).*positive"),
     "idx stream": (lambda p: {"dataset": IDX, "streaming": True}, ValueError, r"streaming=True: the IDX files"),

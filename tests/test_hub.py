@@ -309,6 +309,12 @@ def test_installed_package_runs_no_code_of_the_repo(remote, saved):
         DiffusionPipeline.from_pretrained("alice/tiny", trust_remote_code=True)
 
 
+def test_importing_the_package_is_enough():
+    """`from ddpm_hf import DDPMImagePipeline` alone knows the classes that its from_pretrained makes."""
+    command = "from ddpm_hf import DDPMImagePipeline as pipeline; assert pipeline.component_classes"
+    subprocess.run([sys.executable, "-c", command], check=True)
+
+
 @pytest.mark.parametrize(("labels", "num_class_embeds"), [(None, None), ({0: "a", 1: "b"}, 2)])
 def test_stock_branch_of_other_models(remote, tmp_path, labels, num_class_embeds):
     """Without labels it is the model itself; with labels and no null label there is no unconditional model to give."""
