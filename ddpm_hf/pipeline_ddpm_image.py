@@ -34,9 +34,7 @@ class DDPMImagePipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "unet"
     _callback_tensor_inputs = ["latents", "pred_original_sample"]
-    component_classes: dict[
-        str, type
-    ] = {}  # saved class name -> class that from_pretrained makes; the package fills it
+    component_classes: dict[str, type] = {}  # saved class name -> class to load; the package fills it
 
     def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, id2label: dict | None = None):
         super().__init__()
@@ -95,10 +93,9 @@ class DDPMImagePipeline(DiffusionPipeline):
         labels, null_labels = self._broadcast_labels(labels, batch_size, guidance_scale)
         if output_type not in ("pil", "np", "numpy", "pt"):
             raise ValueError(f"output_type={output_type!r}: choose 'pil', 'np' or 'pt'.")
-        if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
-            raise ValueError(
-                f"callback_on_step_end_tensor_inputs has {sorted(unknown)}: choose from {self._callback_tensor_inputs}."
-            )
+        known = self._callback_tensor_inputs
+        if unknown := set(callback_on_step_end_tensor_inputs) - set(known):
+            raise ValueError(f"callback_on_step_end_tensor_inputs has {sorted(unknown)}: choose from {known}.")
         if num_inference_steps is None:
             num_inference_steps = min(DEFAULT_NUM_INFERENCE_STEPS, self.scheduler.config.num_train_timesteps)
             eta = 0.0 if eta is None else eta
@@ -130,20 +127,19 @@ class DDPMImagePipeline(DiffusionPipeline):
 
     def _predict(self, x_t, t, labels, null_labels, guidance_scale: float, guidance_rescale: float) -> torch.Tensor:
         """The U-Net's output for x_t (B, C, H, W), guided in one batched call; float32."""
-        x_t = x_t.to(self.unet.dtype)
+        x_t, channels = x_t.to(self.unet.dtype), x_t.shape[1]
         if labels is None:
             return self.unet(x_t, t, return_dict=False)[0].float()
         if null_labels is None:
             return self.unet(x_t, t, labels, return_dict=False)[0].float()
         output = self.unet(torch.cat([x_t, x_t]), t, torch.cat([labels, null_labels]), return_dict=False)[0].float()
-        cond, null = output.chunk(2)
+        cond, null = output[:, :channels].chunk(2)  # learned variance channels are not guided
         guided = null + guidance_scale * (cond - null)
         if guidance_rescale > 0:
             dims = tuple(range(1, cond.ndim))
             rescaled = guided * (cond.std(dims, keepdim=True) / guided.std(dims, keepdim=True))
             guided = guidance_rescale * rescaled + (1 - guidance_rescale) * guided
-        channels = x_t.shape[1]  # learned variance channels are not guided
-        return torch.cat([guided[:, :channels], cond[:, channels:]], dim=1)
+        return torch.cat([guided, output[: len(guided), channels:]], dim=1)
 
     # ------------------------------------------------------------------ arguments
 
@@ -158,10 +154,10 @@ class DDPMImagePipeline(DiffusionPipeline):
             class_labels = self.get_label_ids(class_labels)[0]
         elif not isinstance(class_labels, int | torch.Tensor):
             class_labels = [self.get_label_ids(c)[0] if isinstance(c, str) else c for c in class_labels]
-        labels = torch.as_tensor(class_labels, dtype=torch.int64, device=self._execution_device)
+        labels = torch.as_tensor(class_labels, dtype=torch.int64)
         if labels.numel() == 0 or labels.min() < 0 or labels.max() >= num_labels:
             raise ValueError(f"class_labels={class_labels}: this model has labels 0 to {num_labels - 1}.")
-        return labels
+        return labels.to(self._execution_device)
 
     def _batch_size(self, batch_size: int, labels, generator, latents) -> int:
         """The one number of images that all arguments agree on."""
@@ -193,14 +189,11 @@ class DDPMImagePipeline(DiffusionPipeline):
         return labels, torch.full_like(labels, null)
 
     def _initial_noise(self, batch_size: int, generator, latents, device: torch.device) -> torch.Tensor:
-        size = self.unet.config.sample_size
-        size = (size, size) if isinstance(size, int) else size
         if latents is None:
+            size = self.unet.config.sample_size
             if size is None:
-                raise ValueError(
-                    "latents=None: unet.config.sample_size is not set; give the initial noise as latents."
-                )
-            shape = (batch_size, self.unet.config.in_channels, *size)
+                raise ValueError("latents=None: unet.config.sample_size is not set; give the initial noise.")
+            shape = (batch_size, self.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         return latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
 

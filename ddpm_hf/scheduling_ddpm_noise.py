@@ -35,13 +35,12 @@ Timestep = int | torch.Tensor  # one t for the whole batch (int or 0-dim), or on
 
 ALPHA_BAR = {  # abar as a function of time in [0, 1]
     "squaredcos_cap_v2": lambda u: math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2,  # Improved DDPM Eq. 17
-    "laplace": lambda u: _sqrt_sigmoid(-0.5 * math.copysign(1, 0.5 - u) * math.log(1 - 2 * abs(0.5 - u) + 1e-6)),
+    "laplace": lambda u: math.sqrt((snr := math.exp(_laplace_log_snr(u))) / (1 + snr)),  # arXiv:2407.03297
 }
 
 
-def _sqrt_sigmoid(log_snr: float) -> float:
-    snr = math.exp(log_snr)
-    return math.sqrt(snr / (1 + snr))
+def _laplace_log_snr(u: float) -> float:
+    return -0.5 * math.copysign(1, 0.5 - u) * math.log(1 - 2 * abs(0.5 - u) + 1e-6)
 
 
 def make_betas(schedule: str, num_train_timesteps: int, beta_start: float, beta_end: float) -> torch.Tensor:
@@ -56,9 +55,8 @@ def make_betas(schedule: str, num_train_timesteps: int, beta_start: float, beta_
         alpha_bar, T = ALPHA_BAR[schedule], num_train_timesteps
         betas = [min(1 - alpha_bar((i + 1) / T) / alpha_bar(i / T), 0.999) for i in range(T)]
         return torch.tensor(betas, dtype=torch.float32)
-    raise NotImplementedError(
-        f"beta_schedule={schedule!r}: choose linear, scaled_linear, sigmoid, squaredcos_cap_v2 or laplace."
-    )
+    known = ("linear", "scaled_linear", "sigmoid", *ALPHA_BAR)
+    raise NotImplementedError(f"beta_schedule={schedule!r} is not one of {known}.")
 
 
 def rescale_zero_terminal_snr(betas: torch.Tensor) -> torch.Tensor:
@@ -109,36 +107,31 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
         steps_offset: int = 0,
         rescale_betas_zero_snr: bool = False,
     ):
-        if trained_betas is not None:
-            betas = torch.tensor(trained_betas, dtype=torch.float32)
-        else:
-            betas = make_betas(beta_schedule, num_train_timesteps, beta_start, beta_end)
+        named = (beta_schedule, num_train_timesteps, beta_start, beta_end)
+        betas = make_betas(*named) if trained_betas is None else torch.tensor(trained_betas, dtype=torch.float32)
         self.betas = rescale_zero_terminal_snr(betas) if rescale_betas_zero_snr else betas
         self.alphas = 1.0 - self.betas
         self.alphas_cumprod = torch.cumprod(self.alphas, dim=0)
-        self.one = torch.tensor(1.0)
         self.init_noise_sigma = 1.0
         self.variance_type = variance_type
         self.custom_timesteps = False
         self.num_inference_steps = None
-        self._set_chain(torch.arange(num_train_timesteps - 1, -1, -1))
+        self._set_chain(torch.arange(len(betas) - 1, -1, -1))
         if self.alphas_cumprod[-1] > 0.05:
             logger.warning(
-                f"num_train_timesteps={num_train_timesteps} with this schedule leaves alphas_cumprod at"
-                f" {self.alphas_cumprod[-1]:.3f}: the chain does not end in noise, but sampling starts from it. Raise"
-                " beta_end in proportion, or use beta_schedule='squaredcos_cap_v2'."
+                f"num_train_timesteps={num_train_timesteps} leaves alphas_cumprod at {self.alphas_cumprod[-1]:.3f}: the chain does not"
+                " end in noise, but sampling starts from it. Raise beta_end in proportion, or use beta_schedule='squaredcos_cap_v2'."
             )
 
     # ------------------------------------------------------------------ the chain and its tables
 
-    def _set_chain(self, timesteps: torch.Tensor) -> None:
+    def _set_chain(self, timesteps: torch.Tensor, device: str | torch.device | None = None) -> None:
         """Make `timesteps` (strictly decreasing) the chain: remember who precedes whom and drop the old tables."""
-        self.timesteps = timesteps
-        self._previous = torch.full((len(self.alphas_cumprod),), -2)  # -2: not on the chain
-        self._previous[timesteps.cpu()] = torch.cat([timesteps[1:].cpu(), torch.tensor([-1])])
-        self._last = int(timesteps[-1])
+        self.timesteps, self._last_two = timesteps.to(device), timesteps[-2:].tolist()
+        self._previous = torch.full((len(self.betas),), -2)  # -2: not on the chain
+        self._previous[timesteps] = torch.cat([timesteps[1:], torch.tensor([-1])])
         self._tables: dict[tuple[torch.device, torch.dtype], dict[str, torch.Tensor]] = {}
-        self._tables_on(timesteps.device, torch.float32)
+        self._tables_on(self.timesteps.device, torch.float32)
 
     def _tables_on(self, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         if (device, dtype) not in self._tables:
@@ -147,20 +140,17 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
 
     def _make_tables(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """Every coefficient for every t of the chain, each (T,); rows off the chain hold the full chain's values."""
-        if dtype == torch.float64:
-            abar = torch.cumprod(1 - self.betas.double(), dim=0)
-        else:
-            abar = self.alphas_cumprod
-        t, previous = torch.arange(len(abar)), self._previous
-        previous = torch.where(previous == -2, t - 1, previous)
+        abar = torch.cumprod(1 - self.betas.double(), dim=0) if dtype == torch.float64 else self.alphas_cumprod
+        previous = torch.where(self._previous == -2, torch.arange(len(abar)) - 1, self._previous)
         abar_prev = torch.cat([abar, abar.new_ones(1)])[previous]  # index -1 is the 1 at the end
         alpha = abar / abar_prev
         beta = 1 - alpha
         small = (1 - abar_prev) / (1 - abar) * beta  # Eq. 7
         # The last step's beta~ is 0; where its logarithm is needed the one before stands in, as in the paper's code.
-        last_two = self.timesteps[-2:].cpu()
-        clipped = torch.where(previous < 0, small[last_two[0]] if len(last_two) == 2 else beta, small).clamp(min=1e-20)
+        stand_in = small[self._last_two[0]] if len(self._last_two) == 2 else beta
+        clipped = torch.where(previous < 0, stand_in, small).clamp(min=1e-20)
         small = small.clamp(min=1e-20)
+        large = torch.where(previous < 0, clipped, beta) if "fixed" in self.variance_type else beta
         std = (beta if "large" in self.variance_type else small) ** 0.5
         return {
             "sqrt_abar": abar**0.5,
@@ -171,9 +161,7 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
             "small": small,
             "large": beta,
             "log_small": torch.log(clipped),
-            "log_large": torch.log(
-                torch.where(previous < 0, clipped, beta) if "fixed" in self.variance_type else beta
-            ),
+            "log_large": torch.log(large),
             "std": torch.exp(0.5 * torch.log(small)) if self.variance_type == "fixed_small_log" else std,
             "std_small": small**0.5,
             "sqrt_abar_prev": abar_prev**0.5,
@@ -197,31 +185,24 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
     ) -> None:
         """Choose the chain to sample on: a number of evenly spaced steps, or any strictly decreasing list of timesteps."""
         if (num_inference_steps is None) == (timesteps is None):
-            raise ValueError(
-                "Can only pass one of `num_inference_steps` or `custom_timesteps`, and one is needed; got"
-                f" num_inference_steps={num_inference_steps}, timesteps={timesteps}."
-            )
-        T = self.config.num_train_timesteps
+            given = f"num_inference_steps={num_inference_steps}, timesteps={timesteps}"
+            raise ValueError(f"Pass one of `num_inference_steps` and `timesteps`, and not both; got {given}.")
+        T = len(self.betas)
         if timesteps is None:
             chain = self._spaced(num_inference_steps, T)
-            self.num_inference_steps = num_inference_steps
         else:
             chain = np.array(timesteps, dtype=np.int64)
             if (np.diff(chain) >= 0).any():
-                raise ValueError(f"`custom_timesteps` must be in descending order, got {list(timesteps)}.")
+                raise ValueError(f"`timesteps` must be in descending order, got {list(timesteps)}.")
         if len(chain) == 0 or chain[0] >= T or chain[-1] < 0:
-            raise ValueError(
-                f"`timesteps` must start before `self.config.train_timesteps`: {T}, and end at 0 or above;"
-                f" got {chain.tolist()} (steps_offset={self.config.steps_offset})."
-            )
-        self.custom_timesteps = timesteps is not None
-        self._set_chain(torch.from_numpy(chain).to(device))
+            why = f"must lie in 0 .. {T - 1} (steps_offset={self.config.steps_offset})"
+            raise ValueError(f"timesteps={chain.tolist()} {why}.")
+        self.custom_timesteps, self.num_inference_steps = timesteps is not None, num_inference_steps
+        self._set_chain(torch.from_numpy(chain), device)
 
     def _spaced(self, n: int, T: int) -> np.ndarray:
         if not 1 <= n <= T:
-            raise ValueError(
-                f"`num_inference_steps`: {n} cannot be larger than `self.config.train_timesteps`: {T} nor below 1."
-            )
+            raise ValueError(f"num_inference_steps={n} must be at least 1 and at most num_train_timesteps={T}.")
         spacing = self.config.timestep_spacing
         if spacing == "linspace":
             return np.linspace(0, T - 1, n).round()[::-1].astype(np.int64)
@@ -247,15 +228,15 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: Timestep) -> torch.Tensor:
         """Draw x_t from q(x_t | x_0), Eq. 4. (B, ...) and t () or (B,) -> (B, ...), in the dtype of x_0; computed in float32 or better."""
-        x_0, noise, dtype = _float(original_samples), _float(noise), original_samples.dtype
+        x_0, noise = _float(original_samples), _float(noise)
         signal, sigma = self._at(timesteps, x_0, "sqrt_abar", "sqrt_one_minus_abar")
-        return (signal * x_0 + sigma * noise).to(dtype)
+        return (signal * x_0 + sigma * noise).to(original_samples.dtype)
 
     def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: Timestep) -> torch.Tensor:
         """v = sqrt(abar_t) noise - sqrt(1 - abar_t) x_0 (arXiv:2202.00512, Section 4); shapes and dtypes as in `add_noise`."""
-        x_0, noise, dtype = _float(sample), _float(noise), sample.dtype
+        x_0, noise = _float(sample), _float(noise)
         signal, sigma = self._at(timesteps, x_0, "sqrt_abar", "sqrt_one_minus_abar")
-        return (signal * noise - sigma * x_0).to(dtype)
+        return (signal * noise - sigma * x_0).to(sample.dtype)
 
     def get_target(self, x_0: torch.Tensor, noise: torch.Tensor, timesteps: Timestep) -> torch.Tensor:
         """What the model should output for (x_0, noise, t): the noise, x_0 or v, as `prediction_type` says. (B, ...)"""
@@ -292,9 +273,7 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
             return output
         if self.config.prediction_type == "v_prediction":
             return signal * x_t - sigma * output
-        raise ValueError(
-            f"prediction_type given as {self.config.prediction_type} must be one of `epsilon`, `sample` or `v_prediction`."
-        )
+        raise ValueError(f"prediction_type={self.config.prediction_type!r}: choose epsilon, sample or v_prediction.")
 
     def predict_noise(self, model_output: torch.Tensor, timestep: Timestep, sample: torch.Tensor) -> torch.Tensor:
         """The noise (B, C, ...) that the model's output stands for at x_t = sample."""
@@ -309,9 +288,8 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
     def _clip(self, x_0: torch.Tensor) -> torch.Tensor:
         if self.config.thresholding:
             return self._threshold_sample(x_0)
-        if self.config.clip_sample:
-            return x_0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
-        return x_0
+        limit = self.config.clip_sample_range
+        return x_0.clamp(-limit, limit) if self.config.clip_sample else x_0
 
     def _threshold_sample(self, sample: torch.Tensor) -> torch.Tensor:
         """Clamp each x_0 to its own s-quantile, at least 1, and divide by it (arXiv:2205.11487, Section 2.3)."""
@@ -334,14 +312,13 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
         self, t: Timestep, predicted_variance: torch.Tensor | None = None, variance_type: str | None = None
     ) -> torch.Tensor:
         """sigma_t^2, as stock promises by this name (stock gives a logarithm or a deviation for some types)."""
-        variance_type = variance_type or self.variance_type
-        like = self.alphas_cumprod if predicted_variance is None else predicted_variance
-        if variance_type in ("learned", "learned_range"):
-            small, large = self._at(t, like, "small", "large")
-            frac = (predicted_variance + 1) / 2
-            log_variance = frac * torch.log(large) + (1 - frac) * torch.log(small)
-            return torch.exp(predicted_variance if variance_type == "learned" else log_variance)
-        return self._at(t, like, "large" if "large" in variance_type else "small")[0]
+        variance_type, v = variance_type or self.variance_type, predicted_variance
+        if variance_type == "learned":
+            return torch.exp(v)
+        small, large = self._at(t, self.alphas_cumprod if v is None else v, "small", "large")
+        if variance_type == "learned_range":
+            return large ** ((v + 1) / 2) * small ** ((1 - v) / 2)  # Improved DDPM Eq. 15
+        return large if "large" in variance_type else small
 
     def p_mean_variance(
         self, model_output: torch.Tensor, timestep: Timestep, sample: torch.Tensor
@@ -371,8 +348,7 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
             generator: for the noise; a list has one for each sample.
             use_clipped_model_output: with `eta`, take the noise from the clipped x_0, as the posterior does, and not from the output.
         """
-        x_t = _float(sample)
-        timestep = _on_host(timestep)
+        x_t, timestep = _float(sample), _on_host(timestep)
         x_0 = self._clip(self.predict_x_0(model_output, timestep, x_t))
         if eta is None:
             x_prev, _ = self.posterior(x_0, x_t, timestep)  # Eq. 11
@@ -387,7 +363,7 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
                 noise = (x_t - a * x_0) / b  # Eq. 4 solved for the noise
             std = eta * std  # DDIM Eq. 16
             x_prev = signal * x_0 + (room - std**2).clamp(min=0) ** 0.5 * noise  # DDIM Eq. 12
-        if eta != 0 and not (isinstance(timestep, int) and timestep == self._last):
+        if eta != 0 and not (isinstance(timestep, int) and timestep == self._last_two[-1]):
             z = randn_tensor(x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype)
             (not_last,) = self._at(timestep, x_t, "not_last")
             x_prev = x_prev + std * not_last * z
@@ -401,7 +377,7 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
         return sample
 
     def __len__(self) -> int:
-        return self.config.num_train_timesteps
+        return len(self.betas)
 
     def save_config(self, save_directory, push_to_hub: bool = False, **kwargs) -> None:
         """Write scheduler_config.json with this very file beside it, so that the folder loads where ddpm_hf is not installed."""

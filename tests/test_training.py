@@ -1,0 +1,206 @@
+"""A run from data to a saved model, the same run whatever its topology and its interruptions, and what it refuses."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import DATA, TINY_UNET
+from PIL import Image
+from safetensors.torch import load_file
+
+from ddpm_hf import config as config_module
+from ddpm_hf import hub
+from ddpm_hf.config import PRESETS, Preset, TrainConfig, parse_args
+from ddpm_hf.data import load_image_dataset
+from ddpm_hf.training import Trainer, train
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+import sample
+
+RECIPE = {"train_batch_size": 8, "learning_rate": 1e-3, "lr_warmup_steps": 2, "max_train_steps": 6, "ema_decay": 0.9}
+
+
+@pytest.fixture(autouse=True)
+def tiny_preset(monkeypatch):
+    unet = TINY_UNET | {"sample_size": 28, "dropout": 0.1, "num_class_embeds": None}
+    scheduler = {"num_train_timesteps": 20, "beta_schedule": "squaredcos_cap_v2"}
+    monkeypatch.setitem(PRESETS, "tiny", Preset(unet, scheduler, RECIPE, class_conditional=True))
+
+
+def tiny(tmp_path, **options) -> TrainConfig:
+    defaults = {"preset": "tiny", "dataset": str(DATA / "idx"), "output_dir": str(tmp_path / "run"), "report_to": "none"}
+    defaults |= {"num_validation_images": 16, "validation_steps": 0, "logging_steps": 1, "random_flip": True}
+    return TrainConfig(**defaults | options)
+
+
+def state(folder: Path) -> dict[str, torch.Tensor]:
+    """Averaged weights of the saved model and raw weights of the last checkpoint."""
+    last = max(folder.glob("checkpoints/step-*"), key=lambda path: int(path.name[5:]))
+    raw = load_file(last / "state" / "model.safetensors")
+    return load_file(last / "unet" / "diffusion_pytorch_model.safetensors") | {f"raw.{k}": v for k, v in raw.items()}
+
+
+def difference(one: Path, other: Path) -> float:
+    a, b = state(one), state(other)
+    assert a.keys() == b.keys()
+    return max((a[name].double() - b[name].double()).abs().max().item() for name in a)
+
+
+def test_a_run_ends_as_a_saved_model_that_draws_a_labelled_grid(tmp_path):
+    folder = train(tiny(tmp_path, report_to="tensorboard", validation_steps=4))
+    pipe = hub.load(folder)
+    assert pipe.id2label[7] == "7" and pipe.null_label == 10
+    assert len(pipe(class_labels=["7", 8], guidance_scale=2.0, num_inference_steps=2).images) == 2
+    assert Image.open(folder / "samples.png").height >= 10 * 28
+    assert (folder / "samples" / "step-4.png").exists() and list((folder / "logs").rglob("events*"))
+    assert (folder / "run.yaml").exists() and not list(folder.glob("checkpoints/.*"))
+
+
+@pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
+def test_resume_gives_the_same_bits(tmp_path, mixed_precision):
+    options = {"mixed_precision": mixed_precision, "gradient_accumulation_steps": 2, "train_batch_size": 48}
+    whole = train(tiny(tmp_path / "whole", **options))  # 96 of 256 images a step: steps straddle epochs
+    half = tiny(tmp_path / "half", **options, checkpointing_steps=3)
+    trainer, calls = Trainer(half), []
+
+    def die(batches, train_step=trainer.train_step):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return train_step(batches)
+
+    trainer.train_step = die
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    resumed = train(tiny(tmp_path / "half", **options, resume=True))
+    assert difference(whole, resumed) == 0
+
+
+def test_accumulation_is_the_same_run_as_one_large_batch(tmp_path):
+    PRESETS["tiny"].unet["dropout"] = 0.0
+    one = train(tiny(tmp_path / "one", train_batch_size=32, mixed_precision="no"))
+    four = tiny(tmp_path / "four", train_batch_size=8, gradient_accumulation_steps=4, mixed_precision="no")
+    assert difference(one, train(four)) < 1e-4
+
+
+def test_ctrl_c_saves_and_resume_goes_on(tmp_path, capsys):
+    trainer = Trainer(tiny(tmp_path))
+    step = trainer.train_step
+
+    def interrupted(batches):
+        if trainer.step == 2:
+            trainer._on_signal(2, None)
+        return step(batches)
+
+    trainer.train_step = interrupted
+    trainer.run()
+    assert "Stopped by SIGINT at step 3" in capsys.readouterr().out
+    assert Trainer(tiny(tmp_path, resume=True)).step == 3
+
+
+def test_a_truncated_checkpoint_is_passed_over(tmp_path, caplog):
+    folder = train(tiny(tmp_path, checkpointing_steps=3))
+    weights = folder / "checkpoints" / "step-6" / "state" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    assert Trainer(tiny(tmp_path, resume=True)).step == 3
+    assert "step-6 is not whole" in caplog.text
+    (folder / "checkpoints" / "step-3" / "state" / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="none of the checkpoints"):
+        Trainer(tiny(tmp_path, resume=True))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(tmp_path):
+    trainer = Trainer(tiny(tmp_path, logging_steps=3, checkpointing_steps=2))
+    step = trainer.train_step
+    trainer.train_step = lambda batches: step(batches) * (float("nan") if trainer.step == 4 else 1)
+    with pytest.raises(FloatingPointError, match="step 5.*step-4"):
+        trainer.run()
+
+
+def test_old_checkpoints_go(tmp_path):
+    folder = train(tiny(tmp_path, checkpointing_steps=1, checkpoints_total_limit=2))
+    assert sorted(path.name for path in folder.glob("checkpoints/*")) == ["step-5", "step-6"]
+
+
+def test_images_without_labels_train_an_unconditional_model(tmp_path, monkeypatch):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i, path in enumerate(sorted((DATA / "imagefolder").rglob("*.png"))):
+        Image.open(path).save(photos / f"{i}.png")
+    folder = train(tiny(tmp_path, dataset=str(photos), max_train_steps=2))
+    pipe = hub.load(folder)
+    assert pipe.unet.config.num_class_embeds is None and len(pipe(2, num_inference_steps=2).images) == 2
+
+
+def test_sample_script(tmp_path, monkeypatch):
+    folder = train(tiny(tmp_path, max_train_steps=1))
+    grid, gif = tmp_path / "grid.png", tmp_path / "grid.gif"
+    arguments = ["sample.py", str(folder), "--num_images", "4", "--num_inference_steps", "3", "--output", str(grid)]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--class_labels", "7", "8", "--gif", str(gif)])
+    sample.main()
+    assert Image.open(grid).height >= 2 * 28 and Image.open(gif).n_frames >= 2
+    monkeypatch.setattr(sys, "argv", [*arguments, "--class_labels", "Hat"])
+    with pytest.raises(ValueError, match="Hat"):
+        sample.main()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dataset": "does/not/exist/"}, "does/not/exist"),
+        ({"label_column": "colour"}, "colour"),
+        ({"mixed_precision": "fp16"}, "needs a GPU"),
+    ],
+)
+def test_refused_before_any_work(tmp_path, options, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        Trainer(tiny(tmp_path, **options))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_holds_another_run_is_refused(tmp_path):
+    train(tiny(tmp_path, max_train_steps=1))
+    with pytest.raises(ValueError, match="already holds a run"):
+        Trainer(tiny(tmp_path))
+    with pytest.raises(ValueError, match="another seed"):
+        Trainer(tiny(tmp_path, seed=1, resume=True))
+
+
+def test_a_lone_rank_of_a_larger_launch_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 ranks"):
+        Trainer(tiny(tmp_path))
+
+
+def test_configs_from_the_command_line_and_yaml(tmp_path, capsys):
+    path = tmp_path / "run.yaml"
+    tiny(tmp_path, seed=5).save(path)
+    read = parse_args([str(path), "--learning_rate", "0.5", "--mixed_precision", "no"])
+    assert (read.seed, read.learning_rate, read.mixed_precision, read.preset) == (5, 0.5, "no", "tiny")
+    quick = PRESETS["fashion-mnist-quick"].training
+    assert parse_args(["--seed", "3"]).max_train_steps == quick["max_train_steps"]
+    for arguments, message in [
+        (["--preset", "nope"], "fashion-mnist-quick"),
+        (["--train_batch_size", "0"], "train_batch_size=0"),
+        (["missing.yaml"], "missing.yaml"),
+    ]:
+        with pytest.raises(SystemExit):
+            parse_args(arguments)
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", list(config_module.PRESETS))
+def test_presets_build_and_end_in_noise(name):
+    from ddpm_hf import DDPMNoiseScheduler, DDPMUNet2DModel
+
+    preset = PRESETS[name]
+    with torch.device("meta"):
+        unet = DDPMUNet2DModel(**preset.unet)
+    assert preset.unet["sample_size"] % 2 ** (len(unet.down_blocks) - 1) == 0
+    assert DDPMNoiseScheduler(**preset.scheduler).alphas_cumprod[-1] < 1e-3
+
+
+def test_the_test_data_is_real_and_balanced():
+    data = load_image_dataset(str(DATA / "idx"), num_channels=1, image_size=28)
+    assert data.images.dtype == torch.uint8 and data.labels.bincount().min() > 10
