@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from conftest import DATA, TINY_UNET
 from PIL import Image
 from safetensors.torch import load_file
@@ -23,6 +24,7 @@ RECIPE = {"train_batch_size": 8, "learning_rate": 1e-3, "lr_warmup_steps": 2, "m
 
 @pytest.fixture(autouse=True)
 def tiny_preset(monkeypatch):
+    AcceleratorState._reset_state(reset_partial_state=True)  # one process runs many runs here, of different precision
     unet = TINY_UNET | {"sample_size": 28, "dropout": 0.1, "num_class_embeds": None}
     scheduler = {"num_train_timesteps": 20, "beta_schedule": "squaredcos_cap_v2"}
     monkeypatch.setitem(PRESETS, "tiny", Preset(unet, scheduler, RECIPE, class_conditional=True))
