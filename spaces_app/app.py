@@ -19,9 +19,8 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
-from PIL import Image
-
 from pictures import draw_schedule, enlarge, make_grid, save_downloads, to_data_uri
+from PIL import Image
 from service import MAX_GUIDANCE, MAX_IMAGES, SAMPLERS, Frame, Job, Parameters, SamplingService, to_uint8
 
 HERE = Path(__file__).resolve().parent

@@ -31,7 +31,12 @@ def tiny_preset(monkeypatch):
 
 
 def tiny(tmp_path, **options) -> TrainConfig:
-    defaults = {"preset": "tiny", "dataset": str(DATA / "idx"), "output_dir": str(tmp_path / "run"), "report_to": "none"}
+    defaults = {
+        "preset": "tiny",
+        "dataset": str(DATA / "idx"),
+        "output_dir": str(tmp_path / "run"),
+        "report_to": "none",
+    }
     defaults |= {"num_validation_images": 16, "validation_steps": 0, "logging_steps": 1, "random_flip": True}
     return TrainConfig(**defaults | options)
 
