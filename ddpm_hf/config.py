@@ -196,9 +196,11 @@ class TrainConfig:
                 setattr(self, name, value)
         if self.mixed_precision is None:
             self.mixed_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16")
-        for name in ("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "checkpointing_steps"):
+        for name in COUNTS:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed} must be in [0, 2**32).")
         for name in ("ema_decay", "label_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1).")
@@ -214,6 +216,8 @@ class TrainConfig:
         return [name for name in RUN_IDENTITY if theirs.get(name) != getattr(self, name)]
 
 
+COUNTS = ("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "logging_steps")
+COUNTS += ("checkpointing_steps", "checkpoints_total_limit")
 # A run may be resumed with other values of the rest (its length too: the learning rate then follows the new length).
 RUN_IDENTITY = ("preset", "dataset", "image_column", "label_column", "seed")
 

@@ -22,14 +22,14 @@ def draw(
     generator = torch.Generator(x_0.device)
     noise, uniform = torch.empty_like(x_0), x_0.new_empty(len(x_0), 2, dtype=torch.float64)
     for i, position in enumerate(positions.tolist()):
-        generator.manual_seed(_key(seed, position))
+        generator.manual_seed(mixed_key(seed, position))
         uniform[i].uniform_(generator=generator)
         noise[i].normal_(generator=generator)
     t = (uniform[:, 0] * num_train_timesteps).long()
     return t, noise, uniform[:, 1]
 
 
-def _key(seed: int, position: int) -> int:
+def mixed_key(seed: int, position: int) -> int:
     """A well-mixed 63-bit key (splitmix64): generators on the CPU look at 32 bits of it, so neighbours must differ everywhere."""
     z = (seed * 0x9E3779B97F4A7C15 + (position + 1) * 0xD1B54A32D192ED03) & (2**64 - 1)
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)

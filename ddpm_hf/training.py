@@ -17,6 +17,7 @@ import os
 import shutil
 import signal
 import time
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,12 +28,12 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
-from . import hub
+from . import checkpoints, hub
 from .config import PRESETS, TrainConfig
 from .data import SampleOrder, StreamedImages, collate_batch, load_image_dataset
 from .grid import labelled_grid
 from .modeling_ddpm_unet import DDPMUNet2DModel
-from .objective import draw, drop_labels, training_losses
+from .objective import draw, drop_labels, mixed_key, training_losses
 from .pipeline_ddpm_image import DDPMImagePipeline
 from .scheduling_ddpm_noise import DDPMNoiseScheduler
 
@@ -92,47 +93,51 @@ class Trainer:
 
     def run(self) -> Path:
         config, accelerator = self.config, self.accelerator
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
         if accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             config.save(self.folder / "run.yaml")
         tracked = {name: "none" if value is None else value for name, value in asdict(config).items()}
         accelerator.init_trackers("ddpm_hf", config=tracked)
-        bar = tqdm(
-            total=config.max_train_steps, initial=self.step, unit="step", disable=not accelerator.is_main_process
-        )
-        batches, losses, since = iter(self._loader()), [], time.perf_counter()
-        while self.step < config.max_train_steps:
-            losses.append(self.train_step(batches))
-            self.step += 1
-            bar.update()
-            is_last = self.step == config.max_train_steps
-            if self.step % config.logging_steps == 0 or is_last:
-                images_per_second = len(losses) * self.total_batch_size / (time.perf_counter() - since)
-                self._log(losses, images_per_second, bar)
-                losses, since = [], time.perf_counter()
-            if config.validation_steps and self.step % config.validation_steps == 0 and not is_last:
-                self.validate()
-                since = time.perf_counter()
-            stopping = self._is_stopping()
-            if self.step % config.checkpointing_steps == 0 or is_last or stopping:
-                self.save_checkpoint()
-                since = time.perf_counter()
-            if stopping:
-                break
-        bar.close()
-        if self.step == config.max_train_steps:
-            self._finish()
-        else:
-            self._say(
-                f"Stopped by {signal.Signals(self.signalled or signal.SIGTERM).name} at step {self.step}, saved. --resume goes on."
-            )
+        with self._signals_caught():
+            self._loop()
+            if self.step == config.max_train_steps:
+                self._finish()
+            else:
+                name = signal.Signals(self.signalled or signal.SIGTERM).name  # another rank's, where this one got none
+                self._say(f"Stopped by {name} at step {self.step}, saved. --resume goes on.")
         accelerator.end_training()
         return self.folder
 
+    def _loop(self) -> None:
+        config = self.config
+        bar = tqdm(
+            total=config.max_train_steps,
+            initial=self.step,
+            unit="step",
+            disable=not self.accelerator.is_main_process,
+        )
+        batches, figures, since, stopping = iter(self._loader()), [], time.perf_counter(), False
+        while self.step < config.max_train_steps and not stopping:
+            figures.append(self.train_step(batches))
+            self.step += 1
+            bar.update()
+            is_last, stopping = self.step == config.max_train_steps, self._is_stopping()
+            saving = is_last or stopping or self.step % config.checkpointing_steps == 0
+            validating = not is_last and config.validation_steps and self.step % config.validation_steps == 0
+            if saving or validating or self.step % config.logging_steps == 0:
+                self._log(figures, time.perf_counter() - since, bar)  # first: what is not finite is never saved
+                if validating:
+                    self.validate()
+                if saving:
+                    self.save_checkpoint()
+                figures, since = [], time.perf_counter()
+        bar.close()
+
     def train_step(self, batches) -> torch.Tensor:
-        """One optimizer step: the gradient step of Algorithm 1 on `total_batch_size` images. Returns this rank's mean loss, ()."""
+        """One optimizer step: the gradient step of Algorithm 1 on `total_batch_size` images.
+
+        Returns this rank's mean loss and the norm of the gradient over all ranks, before it was clipped: float32 (2,).
+        """
         config, accelerator, device = self.config, self.accelerator, self.accelerator.device
         total = 0.0
         for i in range(config.gradient_accumulation_steps):
@@ -145,18 +150,21 @@ class Trainer:
                 labels = drop_labels(labels, uniform, config.label_dropout, null_label=len(self.id2label))
             with accelerator.accumulate(self.model):
                 forward = (self.step * config.gradient_accumulation_steps + i) * accelerator.num_processes
-                torch.manual_seed((config.seed << 40) + forward + accelerator.process_index)  # dropout's
+                # Dropout's; keys from 0 on are the samples'.
+                torch.manual_seed(mixed_key(config.seed, -1 - forward - accelerator.process_index))
                 loss = training_losses(self.model, self.scheduler, x_0, t, noise, labels, config.snr_gamma).mean()
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
+                    grad_norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             total = total + loss.detach()
-        if not accelerator.optimizer_step_was_skipped:  # fp16 skips a step whose gradients overflow
+        if accelerator.optimizer_step_was_skipped:  # as fp16 does where the gradients overflow
+            grad_norm = torch.zeros_like(grad_norm)
+        else:
             self.lr_scheduler.step()
             self.ema.step(self.model.parameters())
-        return total / config.gradient_accumulation_steps
+        return torch.stack([total / config.gradient_accumulation_steps, grad_norm])
 
     @property
     def total_batch_size(self) -> int:
@@ -185,18 +193,21 @@ class Trainer:
             pin_memory=accelerator.device.type == "cuda",
         )
 
-    def _log(self, losses: list[torch.Tensor], images_per_second: float, bar: tqdm) -> None:
-        """Report the mean loss over steps and ranks; end the run if it is not finite."""
-        losses = self.accelerator.reduce(torch.stack(losses), reduction="mean")
-        if not losses.isfinite().all():
-            step = self.step - len(losses) + int((~losses.isfinite()).nonzero()[0]) + 1
+    def _log(self, figures: list[torch.Tensor], seconds: float, bar: tqdm) -> None:
+        """Report the means over steps and ranks; end the run if a loss or a gradient is not finite."""
+        means = self.accelerator.reduce(torch.stack(figures), reduction="mean")
+        if not (finite := means.isfinite().all(dim=1)).all():
+            step = self.step - len(figures) + 1 + int((~finite).nonzero()[0])
             raise FloatingPointError(
-                f"The loss is no longer finite at step {step}. The last good checkpoint is {_newest(self.folder)}: go on from"
-                " it with a lower learning_rate, or with mixed_precision bf16 or no."
+                f"The loss or its gradient is no longer finite at step {step}. The last good checkpoint is"
+                f" {checkpoints.newest(self.folder)}: go on from it with a lower learning_rate, or with mixed_precision bf16 or no."
             )
-        loss, lr = losses.mean().item(), self.lr_scheduler.get_last_lr()[0]
-        self.accelerator.log({"loss": loss, "lr": lr, "images_per_second": images_per_second}, step=self.step)
-        bar.set_postfix_str(f"loss {loss:.4f}, {images_per_second:.0f} images/s")
+        (loss, grad_norm), lr = means.mean(dim=0).tolist(), self.lr_scheduler.get_last_lr()[0]
+        speed = len(figures) * self.total_batch_size / seconds
+        self.accelerator.log(
+            {"loss": loss, "grad_norm": grad_norm, "lr": lr, "images_per_second": speed}, step=self.step
+        )
+        bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s")
 
     # ------------------------------------------------------------------ looking at what was learnt
 
@@ -273,43 +284,49 @@ class Trainer:
                 raise ValueError(
                     f"output_dir={config.output_dir!r} holds a run with another {', '.join(different)}: choose another folder."
                 )
-        return broadcast_object_list([_newest(self.folder) if config.resume else None])[0]
+        return broadcast_object_list([checkpoints.newest(self.folder) if config.resume else None])[0]
 
     def save_checkpoint(self) -> None:
-        """Write checkpoints/step-N aside, give it its name when it is whole and on the disk, then remove the oldest."""
-        accelerator, target = self.accelerator, self.folder / "checkpoints" / f"step-{self.step}"
-        aside = target.with_name(f".{target.name}")
+        """Write checkpoints/step-N, all of it or nothing, then remove the oldest."""
+        try:
+            self._write_checkpoint(checkpoints.aside(self.folder, self.step))
+        except (OSError, RuntimeError) as error:  # torch's writer has no error of its own for a full disk
+            kept = checkpoints.newest(self.folder)
+            raise OSError(
+                f"The checkpoint of step {self.step} could not be written ({error}); {kept} is kept."
+            ) from error
+
+    def _write_checkpoint(self, aside: Path) -> None:
+        accelerator = self.accelerator
         if accelerator.is_main_process:
             shutil.rmtree(aside, ignore_errors=True)
             hub.save(self.pipeline(), aside, train_config=asdict(self.config))
         accelerator.wait_for_everyone()
         accelerator.save_state(str(aside / "state"))
         if isinstance(self.data, StreamedImages):
-            (aside / "state" / f"stream-{accelerator.process_index}.json").write_text(
-                json.dumps(self.data.state_dict())
-            )
+            path = aside / "state" / f"stream-{accelerator.process_index}.json"
+            path.write_text(json.dumps(self.data.state_dict()))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            files = [path for path in sorted((aside / "state").rglob("*")) if path.is_file()]
-            sizes = {str(path.relative_to(aside)): path.stat().st_size for path in files}
-            manifest = aside / "state" / "manifest.json"
-            manifest.write_text(json.dumps({"step": self.step, "sizes": sizes}))
-            for path in (*files, manifest, aside / "state", aside):
-                _fsync(path)
-            shutil.rmtree(target, ignore_errors=True)
-            aside.rename(target)
-            _fsync(target.parent)
-            for old in _checkpoints(self.folder)[: -self.config.checkpoints_total_limit or None]:
-                shutil.rmtree(old)
+            limit = self.config.checkpoints_total_limit
+            checkpoints.commit(self.folder, self.step, limit, data=self.data.fingerprint)
         accelerator.wait_for_everyone()
 
     def _load_checkpoint(self, checkpoint: Path) -> int:
+        config, manifest = self.config, checkpoints.read_manifest(checkpoint)
+        if manifest["data"] != self.data.fingerprint:
+            raise ValueError(
+                f"dataset={config.dataset!r} no longer holds the images that {checkpoint} was trained on."
+            )
+        if manifest["step"] > config.max_train_steps:
+            raise ValueError(f"max_train_steps={config.max_train_steps}: {checkpoint} is already beyond it.")
         self.accelerator.load_state(str(checkpoint / "state"))
+        self.ema.to(self.accelerator.device)  # Accelerate reads it to the CPU
         if isinstance(self.data, StreamedImages):
             path = checkpoint / "state" / f"stream-{self.accelerator.process_index}.json"
             self.data.load_state_dict(json.loads(path.read_text()))
         self._say(f"Resumed from {checkpoint}.")
-        return json.loads((checkpoint / "state" / "manifest.json").read_text())["step"]
+        return manifest["step"]
 
     def _finish(self) -> None:
         """Leave the saved model in the run's folder, and push it where that was asked for."""
@@ -353,6 +370,17 @@ class Trainer:
         except ValueError as error:
             logger.warning(f"No held-out loss: {error}")
 
+    @contextmanager
+    def _signals_caught(self):
+        """SIGTERM and Ctrl-C end the loop after its step; both are given back afterwards (to a notebook, say)."""
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        before = [signal.signal(number, self._on_signal) for number in numbers]
+        try:
+            yield
+        finally:
+            for number, handler in zip(numbers, before):
+                signal.signal(number, handler)
+
     def _on_signal(self, number, frame) -> None:
         self.signalled = number
         self.accelerator.set_trigger()
@@ -370,51 +398,22 @@ class Trainer:
 
 def _make_accelerator(config: TrainConfig) -> Accelerator:
     """The Accelerator of this rank; a launch that is not what was asked for is refused."""
+    # `accelerate launch --cpu --num_processes 2` starts one process; only the port for the others gives it away.
+    asked = os.environ.get("WORLD_SIZE", "2" if "MASTER_PORT" in os.environ else "1")
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # else ranks without a GPU would not find each other
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=None if config.report_to == "none" else config.report_to,
         project_config=ProjectConfiguration(config.output_dir, logging_dir=f"{config.output_dir}/logs"),
     )
-    if accelerator.device.type == "cpu":  # `accelerate launch` leaves each rank one thread
-        torch.set_num_threads(max((os.cpu_count() or 1) // accelerator.num_processes, 1))
     if accelerator.device.type == "cpu" and config.mixed_precision == "fp16":
         raise ValueError(
             "mixed_precision='fp16' needs a GPU (on a CPU torch would silently compute in float32): choose bf16 or no."
         )
-    if (asked := int(os.environ.get("WORLD_SIZE", 1))) != accelerator.num_processes:
+    if int(asked) != accelerator.num_processes:
         raise ValueError(
-            f"The launcher started {asked} ranks, but each would train alone. On CPUs set ACCELERATE_USE_CPU=true, as"
-            " accelerate_configs/cpu_2_ranks.yaml does."
+            f"The launcher was asked for {asked} ranks, but each would train alone. `accelerate launch --cpu` starts one"
+            " rank, whatever it is asked for: use accelerate_configs/cpu_2_ranks.yaml."
         )
     return accelerator
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    return sorted(folder.glob("checkpoints/step-*"), key=lambda path: int(path.name.removeprefix("step-")))
-
-
-def _newest(folder: Path) -> Path | None:
-    """The newest whole checkpoint; those with missing or truncated files are passed over with a warning."""
-    checkpoints = _checkpoints(folder)
-    for checkpoint in reversed(checkpoints):
-        try:
-            sizes = json.loads((checkpoint / "state" / "manifest.json").read_text())["sizes"]
-            broken = [name for name, size in sizes.items() if (checkpoint / name).stat().st_size != size]
-        except (OSError, ValueError, KeyError) as error:
-            broken = [str(error)]
-        if not broken:
-            return checkpoint
-        logger.warning(f"{checkpoint} is not whole ({', '.join(broken)}): trying the one before it.")
-    if checkpoints:
-        raise ValueError(
-            f"resume: none of the checkpoints in {folder / 'checkpoints'} is whole; remove them to start anew."
-        )
-    return None
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)

@@ -37,9 +37,9 @@ CLASS_NAMES = ["T-shirt/top", "Trouser", "Bag"]
 
 gradio_client = pytest.importorskip("gradio_client", reason="gradio is not installed")
 sys.path.insert(0, str(ROOT / "spaces_app"))
-import app as space
-import service
-from service import Parameters, SamplingService
+import app as space  # noqa: E402
+import service  # noqa: E402
+from service import Parameters, SamplingService  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,13 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ddpm_hf"
 HUB_FILES = {"modeling_ddpm_unet", "scheduling_ddpm_noise", "pipeline_ddpm_image"}
 ALLOWED_SIBLINGS = {
-    **dict.fromkeys(HUB_FILES | {"objective", "likelihood", "fidelity", "data", "config", "grid", "report"}, set()),
+    **dict.fromkeys(
+        HUB_FILES | {"objective", "likelihood", "fidelity", "data", "config", "grid", "report", "checkpoints"}, set()
+    ),
     "evaluation_config": {"data", "scheduling_ddpm_noise"},
     "model_card": set(),
     "hub": HUB_FILES | {"model_card"},
-    "training": HUB_FILES | {"config", "data", "objective", "likelihood", "grid", "hub"},
+    "training": HUB_FILES | {"checkpoints", "config", "data", "objective", "likelihood", "grid", "hub"},
     "measures": {"data", "fidelity"},
     "evaluation": {"data", "evaluation_config", "fidelity", "hub", "likelihood", "measures", "scheduling_ddpm_noise"},
     "__init__": HUB_FILES,
