@@ -8,7 +8,7 @@ INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt --editable
 
 # Train the quick model on FashionMNIST (8 minutes on two CPU cores); run again, it goes on from its last checkpoint.
 train: .venv/train data
-	$(BIN)/accelerate launch --config_file accelerate_configs/single.yaml scripts/train.py --preset fashion-mnist-quick --output_dir runs/quick --resume
+	$(BIN)/accelerate launch --quiet --config_file accelerate_configs/single.yaml scripts/train.py --preset fashion-mnist-quick --output_dir runs/quick --resume
 
 # FashionMNIST: from the Hub or its cache, $$FASHION_MNIST_DIR or Debian's folder. Where none serves, Debian's package, unpacked into
 # .data/ with apt's state kept there too: the same commands with and without root, and the system is not touched.

@@ -407,6 +407,8 @@ def _make_accelerator(config: TrainConfig) -> Accelerator:
         log_with=None if config.report_to == "none" else config.report_to,
         project_config=ProjectConfiguration(config.output_dir, logging_dir=f"{config.output_dir}/logs"),
     )
+    if accelerator.device.type == "cpu":  # `accelerate launch` leaves each rank one thread
+        torch.set_num_threads(max((os.cpu_count() or 1) // accelerator.num_processes, 1))
     if accelerator.device.type == "cpu" and config.mixed_precision == "fp16":
         raise ValueError(
             "mixed_precision='fp16' needs a GPU (on a CPU torch would silently compute in float32): choose bf16 or no."
@@ -414,6 +416,6 @@ def _make_accelerator(config: TrainConfig) -> Accelerator:
     if int(asked) != accelerator.num_processes:
         raise ValueError(
             f"The launcher was asked for {asked} ranks, but each would train alone. `accelerate launch --cpu` starts one"
-            " rank, whatever it is asked for: use accelerate_configs/cpu_2_ranks.yaml."
+            f" rank, whatever it is asked for: use `torchrun --nproc_per_node {asked} scripts/train.py`."
         )
     return accelerator

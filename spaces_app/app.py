@@ -25,6 +25,7 @@ from service import MAX_GUIDANCE, MAX_IMAGES, SAMPLERS, Frame, Job, Parameters, 
 
 HERE = Path(__file__).resolve().parent
 MODEL_ID = os.environ.get("MODEL_ID", str(HERE.parent / "checkpoints" / "ddpm-fashion-mnist"))
+DEFAULT_SAMPLER = next(iter(SAMPLERS))
 ALL_CLASSES, NO_CLASS = "All, in turn", "None: whatever comes"
 REAL_IMAGES = ["T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 CONCURRENCY = {
@@ -211,8 +212,8 @@ def build_generate_tab(app: App) -> None:
         with gr.Column(scale=2, min_width=300):
             garment = gr.Dropdown(choices, value=choices[0], label="Garment", filterable=False)
             batch_size = gr.Slider(1, MAX_IMAGES, value=10, step=1, label="Images")
-            sampler = gr.Radio(list(SAMPLERS), value="DDIM", label="Sampler")
-            steps = gr.Slider(1, 1000, value=SAMPLERS["DDIM"], step=1, label="Steps")
+            sampler = gr.Radio(list(SAMPLERS), value=DEFAULT_SAMPLER, label="Sampler")
+            steps = gr.Slider(1, 1000, value=SAMPLERS[DEFAULT_SAMPLER], step=1, label="Steps")
             guidance = gr.Slider(
                 1, MAX_GUIDANCE, value=1, step=0.5, label="Guidance (1: none)", visible=app.service.can_guide
             )
@@ -276,8 +277,8 @@ def build_api(app: App) -> None:
         arguments = [
             gr.Dropdown(app.class_names, multiselect=True, label="class_labels"),
             gr.Number(1, precision=0, label="batch_size"),
-            gr.Number(SAMPLERS["DDIM"], precision=0, label="num_inference_steps"),
-            gr.Radio(list(SAMPLERS), value="DDIM", label="sampler"),
+            gr.Number(SAMPLERS[DEFAULT_SAMPLER], precision=0, label="num_inference_steps"),
+            gr.Radio(list(SAMPLERS), value=DEFAULT_SAMPLER, label="sampler"),
             gr.Number(1, label="guidance_scale"),
             gr.Number(None, precision=0, label="seed"),
         ]

@@ -16,7 +16,7 @@ import torch
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 from PIL import Image
 
-SAMPLERS = {"DDIM": 50, "DPM-Solver++": 20, "DDPM": 250}  # and the steps at which each one is at ease
+SAMPLERS = {"DPM-Solver++": 20, "DDIM": 50, "DDPM": 250}  # and the steps at which each one is at ease
 MAX_IMAGES = 16
 MAX_GUIDANCE = 10.0
 MAX_SEED = 2**32 - 1

@@ -193,7 +193,7 @@ def test_an_error_is_told_and_the_worker_lives_on(pipe):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sampler": "PNDM"}, "sampler='PNDM' is not one of DDIM"),
+        ({"sampler": "PNDM"}, "sampler='PNDM' is not one of DPM-Solver"),
         ({"batch_size": 17}, "batch_size=17 is not a whole number from 1 to 16"),
         ({"batch_size": True}, "batch_size=True"),
         ({"num_inference_steps": 0}, "num_inference_steps=0"),
@@ -259,7 +259,12 @@ def client(url):
 
 def test_api_gives_the_pipelines_own_images(client, pipe):
     png, gif, parameters = client.predict(
-        class_labels=["Bag", "Trouser"], batch_size=3, num_inference_steps=8, seed=5, api_name="/generate"
+        class_labels=["Bag", "Trouser"],
+        batch_size=3,
+        num_inference_steps=8,
+        sampler="DDIM",
+        seed=5,
+        api_name="/generate",
     )
     generators = [torch.Generator().manual_seed(seed) for seed in parameters["seeds"]]
     images = pipe(
@@ -359,10 +364,10 @@ def test_scrubbing_shows_what_was(open_page):
     page = open_page()
     x_t, x_0 = generate(page)
     slider = page.locator(".viewer input[type=range]")
-    assert slider.get_attribute("aria-valuetext") == "step 50 of 50, t = 0"
+    assert slider.get_attribute("aria-valuetext") == "step 20 of 20, t = 47"
     slider.press("Home")
     images = page.locator(".viewer img")
-    assert "step 2 of 50" in page.locator(".viewer output").inner_text()
+    assert "step 1 of 20" in page.locator(".viewer output").inner_text()
     assert images.nth(0).get_attribute("src") != x_t
     assert images.nth(1).get_attribute("src") != x_0
     slider.press("End")
@@ -377,7 +382,7 @@ def test_downloads(open_page):
         with page.expect_download() as download:
             page.get_by_role("button", name=name).click()
         files[download.value.suggested_filename] = Path(download.value.path()).read_bytes()
-    assert Image.open(io.BytesIO(files["ddpm-seed-42.gif"])).n_frames == 25
+    assert Image.open(io.BytesIO(files["ddpm-seed-42.gif"])).n_frames == 20
     assert Image.open(io.BytesIO(files["ddpm-seed-42.png"])).format == "PNG"
     assert json.loads(files["ddpm-seed-42.json"])["seeds"] == list(range(42, 52))
 
@@ -390,9 +395,9 @@ def test_stop(open_page):
     page.locator(".viewer:not(.empty)").wait_for()
     page.click("#stop")
     page.locator(".viewer .status", has_text="stopped").wait_for()
-    page.get_by_label("DPM-Solver++").check()
+    page.get_by_label("DDIM").check()
     generate(page)
-    assert "DPM-Solver++, 20 steps" in page.locator(".viewer .status").inner_text()
+    assert "DDIM, 50 steps" in page.locator(".viewer .status").inner_text()
 
 
 def test_wrong_input_is_told(open_page):

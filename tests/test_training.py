@@ -113,7 +113,7 @@ def test_a_truncated_checkpoint_is_passed_over(tmp_path, caplog):
     assert Trainer(tiny(tmp_path, resume=True)).step == 3
     assert "step-6 is not whole" in caplog.text
     (folder / "checkpoints" / "step-3" / "state" / "manifest.json").unlink()
-    with pytest.raises(ValueError, match="none of the checkpoints"):
+    with pytest.raises(ValueError, match="no checkpoint in .* is whole"):
         Trainer(tiny(tmp_path, resume=True))
 
 
@@ -175,7 +175,9 @@ def test_a_folder_that_holds_another_run_is_refused(tmp_path):
 
 
 def test_a_lone_rank_of_a_larger_launch_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(
+        "MASTER_PORT", "29500"
+    )  # what `accelerate launch --cpu --num_processes 2` leaves its one process
     with pytest.raises(ValueError, match="2 ranks"):
         Trainer(tiny(tmp_path))
 
