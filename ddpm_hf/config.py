@@ -216,8 +216,10 @@ class TrainConfig:
         return [name for name in RUN_IDENTITY if theirs.get(name) != getattr(self, name)]
 
 
-COUNTS = ("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "logging_steps")
-COUNTS += ("checkpointing_steps", "checkpoints_total_limit")
+COUNTS = (
+    *("train_batch_size", "gradient_accumulation_steps", "max_train_steps"),
+    *("logging_steps", "checkpointing_steps", "checkpoints_total_limit"),
+)
 # A run may be resumed with other values of the rest (its length too: the learning rate then follows the new length).
 RUN_IDENTITY = ("preset", "dataset", "image_column", "label_column", "seed")
 
@@ -244,4 +246,4 @@ def parse_args(args: list[str] | None = None) -> TrainConfig:
     try:
         return parser.parse_args_into_dataclasses(args)[0]
     except ValueError as error:
-        parser.error(str(error))
+        return parser.error(str(error))  # leaves the program

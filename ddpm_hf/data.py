@@ -266,10 +266,10 @@ def load_image_dataset(
     `image_size` (H, W; one int for a square). Columns are found by their type, or named. FashionMNIST's id falls back
     to a local copy where the Hub cannot be reached. Raises ValueError or FileNotFoundError that names the argument.
     """
-    image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if num_channels not in (1, 3) or len(image_size) != 2 or min(image_size) < 1:
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if num_channels not in (1, 3) or len(size) != 2 or min(size) < 1:
         raise ValueError(f"num_channels={num_channels}, image_size={image_size}: allowed are 1 or 3; positive sizes")
-    folder, shape = Path(dataset).expanduser(), (num_channels, *image_size)
+    folder, shape = Path(dataset).expanduser(), (num_channels, *size)
     columns = {"image_column": image_column, "label_column": label_column}
     if not folder.is_dir() and (folder.is_absolute() or dataset.startswith((".", "~")) or dataset.count("/") > 1):
         raise FileNotFoundError(f"dataset={dataset!r}: there is no such folder")

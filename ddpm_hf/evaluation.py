@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from operator import itemgetter
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,8 +87,8 @@ class Evaluation:
             raise ValueError(
                 f"model={self.model!r} has no unet.config.sample_size: the size of its images is unknown."
             )
-        columns = {"image_column": config.image_column, "label_column": config.label_column}
-        shape = {"num_channels": unet.in_channels, "image_size": unet.sample_size}
+        columns: dict[str, Any] = {"image_column": config.image_column, "label_column": config.label_column}
+        shape: dict[str, Any] = {"num_channels": unet.in_channels, "image_size": unet.sample_size}
         return load_image_dataset(config.dataset, split=split, **columns, **shape)
 
     def _choose_metrics(self) -> list[str]:
@@ -237,7 +238,13 @@ class Evaluation:
 
     def run(self) -> tuple[dict, dict]:
         config, drawn = self.config, {}
-        result = {"metrics": {}, "floors": {}, "spreads": {}, "unavailable": self.unavailable, "details": {}}
+        result: dict[str, Any] = {
+            "metrics": {},
+            "floors": {},
+            "spreads": {},
+            "unavailable": self.unavailable,
+            "details": {},
+        }
         if config.sweep:
             result["sweep"] = self.sweep()
         if not config.sweep and "bpd" in self.metrics:
@@ -258,7 +265,7 @@ class Evaluation:
 
     def real_images(self) -> dict[str, dict[str, torch.Tensor]] | None:
         """Every measure of the "train" and "test" images (neighbours of the latter only); on the first rank only."""
-        real = {"train": {}, "test": {}}
+        real: dict[str, dict[str, torch.Tensor]] = {"train": {}, "test": {}}
         for name in self.measures:
             for split, dataset in (("train", self.train), ("test", self.test)):
                 if (name, split) != ("neighbors", "train"):

@@ -21,6 +21,7 @@ import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import yaml
@@ -320,9 +321,9 @@ def _publish(attempt, folder: Path, repo_id: str, token) -> CommitInfo:
         ) from error
 
 
-def _create_repo(api: HfApi, repo_id: str, repo_type: str, private: bool, **options) -> dict[str, str]:
+def _create_repo(api: HfApi, repo_id: str, repo_type: str, private: bool, **options) -> dict[str, Any]:
     url = api.create_repo(repo_id, repo_type=repo_type, private=private or None, exist_ok=True, **options)
-    repo = {"repo_id": url.repo_id, "repo_type": repo_type}
+    repo: dict[str, Any] = {"repo_id": url.repo_id, "repo_type": repo_type}
     if private and not api.repo_info(**repo).private:
         raise HubError(
             "it exists and is public, and private was asked for. Make it private there or take another name."
@@ -339,9 +340,9 @@ def _commit(api: HfApi, repo, branch, files, allowed, parents: dict[str, str], c
         api.create_branch(**repo, branch=branch, exist_ok=True)
     pull_request = _open_pull_request(api, repo) if create_pr else None
     target = pull_request or branch
-    there = api.repo_info(**repo, revision=target)
+    there: Any = api.repo_info(**repo, revision=target)
     ours = filter_repo_objects((file.rfilename for file in there.siblings), allow_patterns=list(allowed))
-    operations = [CommitOperationDelete(name) for name in ours if name not in files]
+    operations: list[Any] = [CommitOperationDelete(name) for name in ours if name not in files]
     for name, data in files.items():
         if isinstance(data, str):
             data = NAMED_MODEL.sub(rf'\1"{repo["repo_id"]}"', data).encode()

@@ -42,8 +42,9 @@ class Bound:
     @classmethod
     def concatenate(cls, bounds: list["Bound"]) -> "Bound":
         """One Bound for all images of several batches."""
-        columns = [torch.cat([getattr(bound, name) for bound in bounds]) for name in ("prior", "terms", "timesteps")]
-        return cls(*columns, weights=bounds[0].weights)
+        names = ("prior", "terms", "timesteps")
+        prior, terms, timesteps = (torch.cat([getattr(bound, name) for bound in bounds]) for name in names)
+        return cls(prior, terms, timesteps, bounds[0].weights)
 
     @property
     def bits_per_dim(self) -> torch.Tensor:
@@ -104,8 +105,8 @@ def variational_bound(
     timesteps = torch.stack([chain[_draw_positions(strata, seed, int(i))] for i in indices])
     terms = []
     for column in timesteps.T:
-        noise = [_draw_noise(x_0.shape[1:], seed, int(i), int(t)) for i, t in zip(indices, column)]
-        noise = torch.stack(noise).to(x_0.device)
+        draws = [_draw_noise(x_0.shape[1:], seed, int(i), int(t)) for i, t in zip(indices, column)]
+        noise = torch.stack(draws).to(x_0.device)
         terms.append(bound_term(model, scheduler, x_0, column.to(x_0.device), noise, class_labels).cpu())
     return Bound(
         prior=prior_term(scheduler, x_0).cpu(),

@@ -47,7 +47,7 @@ def write_card(pipeline, folder: Path, name: str, *, stock: bool = False) -> Mod
     conditional = unet.num_class_embeds is not None or unet.class_embed_type is not None
     return ModelCard.from_template(
         data,
-        template_path=_template(),
+        template_path=str(_template()),
         name=name,
         stock=stock,
         stock_branch=pipeline.null_label is not None or not conditional,
@@ -88,7 +88,7 @@ def _is_result(name: str, value) -> bool:
 
 
 def _flat(values: dict, prefix: str = "") -> dict[str, float]:
-    figures = {}
+    figures: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, dict):
             figures |= _flat(value, f"{prefix}{name}.")

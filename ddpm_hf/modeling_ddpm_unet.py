@@ -15,6 +15,7 @@ and for one row only when the whole batch shares t.
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -154,9 +155,11 @@ class Attention(nn.Module):
 class UNetBlock(nn.Module):
     """Residual blocks, each followed by attention where `attentions` has one; what the three kinds of block share."""
 
+    _gradient_checkpointing_func: Callable  # set, with the flag, by ModelMixin.enable_gradient_checkpointing
+
     def __init__(self):
         super().__init__()
-        self.gradient_checkpointing = False  # ModelMixin.enable_gradient_checkpointing finds and sets it
+        self.gradient_checkpointing = False
         self.resnets, self.attentions = nn.ModuleList(), nn.ModuleList()
 
     def add_layer(self, in_channels: int, out_channels: int, options: dict, attention: bool) -> None:
@@ -342,12 +345,11 @@ class DDPMUNet2DModel(UNet2DModel):
         width = levels[0]
 
         self.conv_in = nn.Conv2d(in_channels, width, 3, padding=1)
+        self.time_proj: nn.Module = Timesteps(width, flip_sin_to_cos, freq_shift)
         if time_embedding_type == "learned":
             self.time_proj = nn.Embedding(num_train_timesteps, width)
-        else:
-            self.time_proj = Timesteps(width, flip_sin_to_cos, freq_shift)
         self.time_embedding = TimestepEmbedding(width, temb_channels)
-        self.class_embedding = None
+        self.class_embedding: nn.Module | None = None
         if class_embed_type == "timestep":
             self.class_embedding = TimestepEmbedding(width, temb_channels)
         elif class_embed_type == "identity":

@@ -12,6 +12,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -34,7 +35,7 @@ class DDPMImagePipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "unet"
     _callback_tensor_inputs = ["latents", "pred_original_sample"]
-    component_classes: dict[str, type] = {}  # saved class name -> class to load; the package fills it
+    component_classes: dict[str, Any] = {}  # saved class name -> class to load; the package fills it
 
     def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, id2label: dict | None = None):
         super().__init__()
@@ -219,8 +220,8 @@ class DDPMImagePipeline(DiffusionPipeline):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         parts = {name: kwargs.pop(name, None) for name in ("unet", "scheduler")}
         kwargs.pop("trust_remote_code", None)
-        hub_options = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
-        hub_options = {name: kwargs[name] for name in hub_options if name in kwargs}
+        names = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+        hub_options = {name: kwargs[name] for name in names if name in kwargs}
         index = cls.load_config(pretrained_model_name_or_path, **hub_options)
         for name in [name for name, part in parts.items() if part is None]:
             part_class = cls.component_classes.get(index[name][1]) or getattr(diffusers, index[name][1])

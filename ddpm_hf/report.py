@@ -3,6 +3,8 @@
 Takes what `evaluation` returns; imports no sibling.
 """
 
+from pathlib import Path
+
 import matplotlib
 import numpy as np
 import torch
@@ -38,7 +40,7 @@ def tile(images: torch.Tensor, num_columns: int) -> np.ndarray:
     return rows.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2).numpy()
 
 
-def save_report(path: str, result: dict, drawn: dict[str, torch.Tensor]) -> None:
+def save_report(path: str | Path, result: dict, drawn: dict[str, torch.Tensor]) -> None:
     """report.png: samples, those nearest to training images, bits/dim at each timestep; of these what was measured."""
     panels = []
     if "samples" in drawn:
@@ -71,7 +73,7 @@ def _plot_bound(axes, bound: dict) -> None:
     axes.set_ylabel("bits/dim of one step")
 
 
-def save_sweep(path: str, points: list[dict]) -> None:
+def save_sweep(path: str | Path, points: list[dict]) -> None:
     """sweep.png: FID against seconds per image, a line for each sampler, a number of steps at each point."""
     figure = Figure(figsize=(8, 6), layout="constrained")
     axes = figure.subplots()

@@ -115,7 +115,7 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
         self.init_noise_sigma = 1.0
         self.variance_type = variance_type
         self.custom_timesteps = False
-        self.num_inference_steps = None
+        self.num_inference_steps: int | None = None
         self._set_chain(torch.arange(len(betas) - 1, -1, -1))
         if self.alphas_cumprod[-1] > 0.05:
             logger.warning(
@@ -207,7 +207,7 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
         if spacing == "linspace":
             return np.linspace(0, T - 1, n).round()[::-1].astype(np.int64)
         if spacing == "leading":
-            ratio = T // n
+            ratio: float = T // n
             if n * ratio < 0.9 * T:  # whole steps would start far below T, where x_t is not noise yet
                 ratio = T / n
             return (np.arange(n) * ratio).round()[::-1].astype(np.int64) + self.config.steps_offset
@@ -260,7 +260,8 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
         """The prediction, and the channels that parametrise the variance where it is learned."""
         model_output = _float(model_output)
         if self.variance_type in ("learned", "learned_range") and model_output.shape[1] == 2 * sample.shape[1]:
-            return tuple(model_output.chunk(2, dim=1))
+            prediction, v = model_output.chunk(2, dim=1)
+            return prediction, v
         return model_output, None
 
     def predict_x_0(self, model_output: torch.Tensor, timestep: Timestep, sample: torch.Tensor) -> torch.Tensor:

@@ -139,7 +139,7 @@ class Trainer:
         Returns this rank's mean loss and the norm of the gradient over all ranks, before it was clipped: float32 (2,).
         """
         config, accelerator, device = self.config, self.accelerator, self.accelerator.device
-        total = 0.0
+        total = torch.zeros((), device=device)
         for i in range(config.gradient_accumulation_steps):
             batch = next(batches)
             x_0 = batch["x_0"].to(device, memory_format=torch.channels_last, non_blocking=True)

@@ -10,6 +10,7 @@ import shlex
 import sys
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import HfArgumentParser, ResNetConfig, ResNetForImageClassification, Trainer, TrainingArguments
@@ -69,8 +70,9 @@ class Mirrored(torch.utils.data.Dataset):
 
 def main(config: ClassifierConfig) -> None:
     torch.manual_seed(config.seed)
-    shape = {"num_channels": config.num_channels, "image_size": config.image_size}
-    train, test = (load_image_dataset(config.dataset, split=split, **shape) for split in ("train", "test"))
+    shape: dict[str, Any] = {"num_channels": config.num_channels, "image_size": config.image_size}
+    sets: list[Any] = [load_image_dataset(config.dataset, split=split, **shape) for split in ("train", "test")]
+    train, test = sets
     if not train.class_names:
         raise ValueError(f"dataset={config.dataset!r} has no class labels to learn.")
     model = ResNetForImageClassification(
