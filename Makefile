@@ -17,10 +17,10 @@ APT_GET = apt-get -q -o Dir::State=$(CURDIR)/.data/apt -o Dir::Cache=$(CURDIR)/.
 
 data: .venv/train
 	@$(LOAD_DATA) 2>/dev/null || { \
-	command -v apt-get >/dev/null || { echo "make data: neither the Hub nor apt-get (Debian's dataset-fashion-mnist) can be" \
-	  "reached: set FASHION_MNIST_DIR to a folder with FashionMNIST's four IDX files" >&2; exit 1; }; \
 	mkdir -p .data/apt && cd .data && $(APT_GET) update && $(APT_GET) download dataset-fashion-mnist && \
-	dpkg-deb -x dataset-fashion-mnist_*.deb . && rm -rf apt dataset-fashion-mnist_*.deb && cd .. && $(LOAD_DATA); }
+	dpkg-deb -x dataset-fashion-mnist_*.deb . && rm -rf apt dataset-fashion-mnist_*.deb && cd .. && $(LOAD_DATA); } || { \
+	echo "make data: FashionMNIST is to be had from the Hub or as Debian's package dataset-fashion-mnist, and neither can be reached;" \
+	  "set FASHION_MNIST_DIR to a folder with its four IDX files." >&2; exit 1; }
 
 test: .venv/dev
 	$(BIN)/python -m pytest

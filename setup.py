@@ -30,7 +30,7 @@ setup(
     packages=["ddpm_hf"],
     python_requires=">=3.10",
     install_requires=[
-        "torch>=2.4",
+        "torch>=2.6",
         "numpy",
         "pillow>=10.1",
         "diffusers>=0.35",

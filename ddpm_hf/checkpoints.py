@@ -62,7 +62,8 @@ def read_manifest(checkpoint: Path) -> dict:
 
 def _all(folder: Path) -> list[Path]:
     """Oldest first."""
-    return sorted(folder.glob("checkpoints/step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    steps = {int(path.name[5:]): path for path in folder.glob("checkpoints/step-*") if path.name[5:].isdigit()}
+    return [steps[step] for step in sorted(steps)]
 
 
 def _fsync(path: Path) -> None:

@@ -42,6 +42,7 @@ def _paper_unet(sample_size: int, block_out_channels: tuple[int, ...], attention
     )
 
 
+_PAPER_ADAM = dict(adam_beta2=0.999, weight_decay=0.0)
 _PAPER_SCHEDULER = dict(beta_schedule="linear", beta_start=1e-4, beta_end=0.02, variance_type="fixed_large")
 # x_0-prediction under min-SNR weights learns a small model's garments in fewer steps than v, and much sooner than noise.
 _COSINE = dict(beta_schedule="squaredcos_cap_v2", prediction_type="sample", timestep_spacing="trailing")
@@ -110,6 +111,7 @@ PRESETS = {
             learning_rate=2e-4,
             lr_warmup_steps=5000,
             lr_scheduler="constant_with_warmup",
+            **_PAPER_ADAM,
             max_train_steps=800_000,
             ema_decay=0.9999,
             random_flip=True,
@@ -124,6 +126,7 @@ PRESETS = {
             learning_rate=2e-5,
             lr_warmup_steps=5000,
             lr_scheduler="constant_with_warmup",
+            **_PAPER_ADAM,
             max_train_steps=500_000,
             ema_decay=0.9999,
             random_flip=True,
@@ -135,6 +138,8 @@ _DEFAULTS = dict(  # of the options that a preset may set
     dataset="zalando-datasets/fashion_mnist",
     lr_scheduler="cosine",
     random_flip=False,
+    adam_beta2=0.99,
+    weight_decay=0.01,
 )
 
 
@@ -159,7 +164,8 @@ class TrainConfig:
     learning_rate: float | None = _option(None, "Peak of the schedule.")
     lr_scheduler: str | None = _option(None, "After the warm-up: cosine, linear, constant_with_warmup, ...")
     lr_warmup_steps: int | None = _option(None, "Linear warm-up.")
-    weight_decay: float = _option(0.01, "AdamW's.")
+    adam_beta2: float | None = _option(None, "AdamW's decay of squared gradients.")
+    weight_decay: float | None = _option(None, "AdamW's.")
     max_grad_norm: float = _option(1.0, "Gradients are clipped to this norm.")
     ema_decay: float | None = _option(None, "Decay of the moving average of the weights, which is what is saved.")
     snr_gamma: float | None = _option(
@@ -204,15 +210,26 @@ class TrainConfig:
         for name in ("ema_decay", "label_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1).")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate={self.learning_rate} must be above 0.")
+        if self.learning_rate <= 0 or self.max_grad_norm <= 0:
+            raise ValueError(
+                f"learning_rate={self.learning_rate} and max_grad_norm={self.max_grad_norm} must be above 0."
+            )
+        if not 0 <= self.lr_warmup_steps:
+            raise ValueError(f"lr_warmup_steps={self.lr_warmup_steps} must be at least 0.")
+        if self.validation_steps < 0 or self.num_validation_images < 0:
+            raise ValueError(
+                f"validation_steps={self.validation_steps} and num_validation_images={self.num_validation_images}"
+                " must be at least 0."
+            )
+        if self.mixed_precision not in ("no", "fp16", "bf16"):
+            raise ValueError(f"mixed_precision={self.mixed_precision!r}: choose no, fp16 or bf16.")
 
     def save(self, path: str | Path) -> None:
         Path(path).write_text(yaml.safe_dump(asdict(self), sort_keys=False))
 
     def differences(self, path: str | Path) -> list[str]:
         """Names of the options that make this run another one than the run whose config is at `path`."""
-        theirs = yaml.safe_load(Path(path).read_text())
+        theirs = yaml.safe_load(Path(path).read_text()) or {}
         return [name for name in RUN_IDENTITY if theirs.get(name) != getattr(self, name)]
 
 
@@ -224,13 +241,11 @@ COUNTS = (
 RUN_IDENTITY = ("preset", "dataset", "image_column", "label_column", "seed")
 
 
-def parse_args(args: list[str] | None = None) -> TrainConfig:
+def parse_args(args: list[str]) -> TrainConfig:
     """The command line: options, or a YAML file of them and options that override it. Errors end the program with one line."""
-    import sys
-
     from transformers import HfArgumentParser
 
-    args = list(sys.argv[1:] if args is None else args)
+    args = list(args)
     parser = HfArgumentParser(TrainConfig, description="Train a DDPM.", usage="train.py [CONFIG.yaml] [options]")
     if args and not args[0].startswith("-"):
         path = args.pop(0)
@@ -238,6 +253,10 @@ def parse_args(args: list[str] | None = None) -> TrainConfig:
             options = yaml.safe_load(Path(path).read_text())
         except OSError as error:
             parser.error(f"{path}: {error.strerror}; the first argument is a YAML file of options.")
+        except yaml.YAMLError as error:
+            parser.error(f"{path} is not YAML: {error}")
+        if isinstance(options, dict) and options.get("mixed_precision") is False:
+            options["mixed_precision"] = "no"  # YAML reads the word as a boolean
         if not isinstance(options, dict) or (unknown := set(options) - {f.name for f in fields(TrainConfig)}):
             parser.error(
                 f"{path} must hold options of TrainConfig, not {sorted(unknown) if isinstance(options, dict) else options!r}."

@@ -39,10 +39,11 @@ MAX_BYTES_IN_MEMORY = min(4 * 2**30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC
 IDX_SPLITS = {"train": "train", "test": "t10k"}
 IDX_FEATURES = {"image": datasets.Image(), "label": datasets.ClassLabel(10)}
 
+STRINGS = ["string", "large_string"]
 # Argument -> the type that tells its column, its usual names, and the other types that a column so named may have.
 COLUMNS = {
     "image_column": (datasets.Image, ["image", "img"], ["binary"]),
-    "label_column": (datasets.ClassLabel, ["label", "labels", "fine_label"], ["string", "int64", "int32", "uint8"]),
+    "label_column": (datasets.ClassLabel, ["label", "labels", "fine_label"], [*STRINGS, "int64", "int32", "uint8"]),
 }
 
 
@@ -373,7 +374,7 @@ def _from_datasets(loaded, columns: dict, shape: tuple[int, int, int], fingerpri
         return StreamedImages(loaded, image_column, label_column, shape, class_names, fingerprint)
     labels = None
     if label_column is not None:
-        if features[label_column] == datasets.Value("string"):
+        if getattr(features[label_column], "dtype", None) in STRINGS:
             loaded = loaded.class_encode_column(label_column)
             class_names = loaded.features[label_column].names
         labels = torch.from_numpy(loaded.data.column(label_column).fill_null(-1).to_numpy().astype(np.int64))

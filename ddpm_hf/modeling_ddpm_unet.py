@@ -126,9 +126,8 @@ class ResnetBlock2D(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention over the positions of an image, with a residual connection: (B, C, H, W) -> the same."""
 
-    _from_deprecated_attn_block = (
-        True  # ModelMixin then renames query/key/value/proj_attn of the published google/ddpm-* weights
-    )
+    # ModelMixin then renames query/key/value/proj_attn of the published google/ddpm-* weights.
+    _from_deprecated_attn_block = True
 
     def __init__(self, channels: int, head_dim: int, num_groups: int | None, eps: float, scale: float = 1.0):
         super().__init__()
@@ -468,3 +467,8 @@ def _check(config: dict) -> None:
     }.items():
         if config[name] not in allowed:
             raise ValueError(f"{name}={config[name]!r}: choose one of {allowed}.")
+    groups, widths = config["norm_num_groups"], config["block_out_channels"]
+    if not groups or any(channels % groups for channels in widths):
+        raise ValueError(f"norm_num_groups={groups} must divide each of block_out_channels={tuple(widths)}.")
+    if config["time_embedding_type"] == "learned" and config["num_train_timesteps"] is None:
+        raise ValueError("num_train_timesteps=None: time_embedding_type='learned' needs the number of timesteps.")

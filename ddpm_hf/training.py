@@ -23,24 +23,21 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, broadcast_object_list, gather_object, set_seed
+from accelerate.utils import ProjectConfiguration, broadcast_object_list, set_seed
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
-from . import checkpoints, hub
+from . import checkpoints, hub, validation
 from .config import PRESETS, TrainConfig
 from .data import SampleOrder, StreamedImages, collate_batch, load_image_dataset
-from .grid import labelled_grid
 from .modeling_ddpm_unet import DDPMUNet2DModel
 from .objective import draw, drop_labels, mixed_key, training_losses
 from .pipeline_ddpm_image import DDPMImagePipeline
 from .scheduling_ddpm_noise import DDPMNoiseScheduler
 
 logger = logging.getLogger(__name__)
-
-NUM_BUCKETS = 10  # of timesteps, in the held-out loss
-IMAGES_PER_CLASS = 8  # in the sample grid
 
 
 def train(config: TrainConfig) -> Path:
@@ -71,7 +68,11 @@ class Trainer:
         if config.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         optimizer = torch.optim.AdamW(
-            unet.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
+            unet.parameters(),
+            lr=config.learning_rate,
+            betas=(0.9, config.adam_beta2),
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         model = torch.compile(unet) if config.torch_compile else unet
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
@@ -214,56 +215,19 @@ class Trainer:
     def pipeline(self) -> DDPMImagePipeline:
         """The model as it would be saved now: the averaged weights, in eval mode."""
         self.ema.copy_to(self.eval_unet.parameters())
-        pipeline = DDPMImagePipeline(self.eval_unet, self.scheduler_copy(), self.id2label or None)
+        scheduler = DDPMNoiseScheduler.from_config(self.scheduler.config)  # a copy: sampling changes its chain
+        pipeline = DDPMImagePipeline(self.eval_unet, scheduler, self.id2label or None)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    def scheduler_copy(self) -> DDPMNoiseScheduler:
-        return DDPMNoiseScheduler.from_config(self.scheduler.config)  # sampling changes its chain
-
-    def draw_samples(self):
-        """A grid of samples as a PIL image (None but on the main process): the same seeds every time, drawn by all ranks together."""
-        labels = [label for label in self.id2label for _ in range(IMAGES_PER_CLASS)] or [None] * 64
-        pipeline, images = self.pipeline(), []
-        with self.accelerator.split_between_processes(list(enumerate(labels))) as mine, self.accelerator.autocast():
-            for start in range(0, len(mine), 64):
-                seeds, mine_labels = zip(*mine[start : start + 64])
-                generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-                guided = {} if None in mine_labels else {"class_labels": list(mine_labels)}
-                guided |= {"guidance_scale": self.config.guidance_scale} if guided else {}
-                images += pipeline(len(seeds), generators, **guided).images
-        images = gather_object(images)
-        if not self.accelerator.is_main_process:
-            return None
-        if not self.id2label:
-            return labelled_grid({"": images})
-        rows = enumerate(self.id2label.values())
-        return labelled_grid({name: images[i * IMAGES_PER_CLASS :][:IMAGES_PER_CLASS] for i, name in rows})
-
-    @torch.no_grad()
-    def validation_loss(self) -> dict[str, float]:
-        """Loss of the averaged weights on held-out images, all in all and for each tenth of the timesteps; the same noise every time."""
-        unet, num_images = self.pipeline().unet, min(self.config.num_validation_images, len(self.validation_data))
-        found = []
-        with self.accelerator.split_between_processes(list(range(num_images))) as mine, self.accelerator.autocast():
-            for start in range(0, len(mine), 128):
-                indices = mine[start : start + 128]
-                batch = self.validation_data[indices]
-                x_0 = batch["x_0"].to(self.accelerator.device)
-                t, noise, _ = draw(x_0, torch.tensor(indices), 0, len(self.scheduler))
-                labels = batch["labels"].to(x_0.device) if self.id2label else None
-                losses = training_losses(unet, self.scheduler, x_0, t, noise, labels)
-                found += list(zip(t.tolist(), losses.tolist()))
-        t, losses = map(torch.tensor, zip(*gather_object(found)))
-        buckets = t * NUM_BUCKETS // len(self.scheduler)
-        means = {f"validation_loss/t_{i}": losses[buckets == i].mean().item() for i in buckets.unique().tolist()}
-        return {"validation_loss": losses.mean().item()} | means
-
     def validate(self):
-        """Report the held-out loss and draw the grid; returns them."""
-        figures = self.validation_loss() if self.validation_data else {}
-        self.accelerator.log(figures, step=self.step)
-        grid = self.draw_samples()
+        """Report the held-out loss and draw the grid, which only the main process gets; returns them."""
+        config, accelerator, pipeline, figures = self.config, self.accelerator, self.pipeline(), {}
+        if self.validation_data:
+            num_images = min(config.num_validation_images, len(self.validation_data))
+            figures = validation.held_out_loss(accelerator, pipeline, self.validation_data, num_images)
+        accelerator.log(figures, step=self.step)
+        grid = validation.draw_samples(accelerator, pipeline, config.guidance_scale)
         if grid is not None:
             path = self.folder / "samples" / f"step-{self.step}.png"
             path.parent.mkdir(exist_ok=True)
@@ -275,8 +239,10 @@ class Trainer:
     def _open_folder(self) -> Path | None:
         """See that the folder is free for this run, or find the checkpoint to go on from."""
         config, path = self.config, self.folder / "run.yaml"
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"output_dir={config.output_dir!r} is a file: a run is a folder.")
         if path.exists() or (self.folder / "model_index.json").exists():
-            if not config.resume:
+            if not (config.resume and path.exists()):
                 raise ValueError(
                     f"output_dir={config.output_dir!r} already holds a run: --resume goes on with it, another folder is a new one."
                 )
@@ -290,7 +256,7 @@ class Trainer:
         """Write checkpoints/step-N, all of it or nothing, then remove the oldest."""
         try:
             self._write_checkpoint(checkpoints.aside(self.folder, self.step))
-        except (OSError, RuntimeError) as error:  # torch's writer has no error of its own for a full disk
+        except (OSError, RuntimeError, SafetensorError) as error:  # which of them a full disk is depends on the writer
             kept = checkpoints.newest(self.folder)
             raise OSError(
                 f"The checkpoint of step {self.step} could not be written ({error}); {kept} is kept."
@@ -366,9 +332,14 @@ class Trainer:
         if not self.config.num_validation_images:
             return None
         try:
-            return self._load_data("test")
+            data = self._load_data("test")
         except ValueError as error:
             logger.warning(f"No held-out loss: {error}")
+            return None
+        if data.class_names != self.data.class_names:
+            logger.warning(f"No held-out loss: the held-out images have classes of their own, {data.class_names}.")
+            return None
+        return data
 
     @contextmanager
     def _signals_caught(self):
@@ -396,10 +367,17 @@ class Trainer:
             tqdm.write(message)
 
 
+def _num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _make_accelerator(config: TrainConfig) -> Accelerator:
     """The Accelerator of this rank; a launch that is not what was asked for is refused."""
     # `accelerate launch --cpu --num_processes 2` starts one process; only the port for the others gives it away.
-    asked = os.environ.get("WORLD_SIZE", "2" if "MASTER_PORT" in os.environ else "1")
+    asked = os.environ.get(
+        "WORLD_SIZE", "2" if {"MASTER_PORT", "ACCELERATE_MIXED_PRECISION"} <= os.environ.keys() else "1"
+    )
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # else ranks without a GPU would not find each other
         mixed_precision=config.mixed_precision,
@@ -408,7 +386,7 @@ def _make_accelerator(config: TrainConfig) -> Accelerator:
         project_config=ProjectConfiguration(config.output_dir, logging_dir=f"{config.output_dir}/logs"),
     )
     if accelerator.device.type == "cpu":  # `accelerate launch` leaves each rank one thread
-        torch.set_num_threads(max((os.cpu_count() or 1) // accelerator.num_processes, 1))
+        torch.set_num_threads(max(_num_cores() // accelerator.num_processes, 1))
     if accelerator.device.type == "cpu" and config.mixed_precision == "fp16":
         raise ValueError(
             "mixed_precision='fp16' needs a GPU (on a CPU torch would silently compute in float32): choose bf16 or no."

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -14,21 +15,24 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("model", help="folder or Hub id")
     parser.add_argument("--num_images", type=int, default=64, help="in all; classes share them")
-    parser.add_argument("--class_labels", nargs="+", default=None, help="labels or names; all classes if not given")
+    parser.add_argument("--class_labels", nargs="+", default=None, help="names or labels; all classes if not given")
     parser.add_argument(
         "--guidance_scale", type=float, default=None, help="1.5 with classes where the model allows it"
     )
     parser.add_argument("--num_inference_steps", type=int, default=None, help="50 DDIM steps if not given")
-    parser.add_argument(
-        "--eta", type=float, default=None, help="0 is DDIM, 1 is DDPM; the paper's rule if only steps are given"
-    )
+    parser.add_argument("--eta", type=float, default=None, help="0 is DDIM, 1 DDPM; the paper's with steps alone")
     parser.add_argument("--batch_size", type=int, default=64, help="images drawn at a time")
     parser.add_argument("--seed", type=int, default=0, help="image i is drawn from seed + i")
-    parser.add_argument("--output", default="grid.png", help="the grid")
-    parser.add_argument("--gif", default=None, help="the denoising of the grid, as an animation")
+    parser.add_argument("--output", type=Path, default="grid.png", help="the grid")
+    parser.add_argument("--gif", type=Path, default=None, help="the denoising of the grid, as an animation")
     args = parser.parse_args()
     if args.num_images < 1 or args.batch_size < 1:
         parser.error("--num_images and --batch_size must be at least 1.")
+    for option, path, suffixes in (("--output", args.output, (".png", ".jpg")), ("--gif", args.gif, (".gif",))):
+        if path and (path.suffix not in suffixes or not path.absolute().parent.is_dir()):
+            parser.error(
+                f"{option} {path}: give a file that ends in {' or '.join(suffixes)}, in a folder that exists."
+            )
     pipe = hub.load(args.model).to("cuda" if torch.cuda.is_available() else "cpu")
     grids = draw(pipe, args)
     grids[-1].save(args.output)
@@ -38,48 +42,58 @@ def main():
     print(f"{args.num_images} images -> {args.output}" + (f", {args.gif}" if args.gif else ""))
 
 
+def class_ids(pipe, names: list[str] | None) -> list[int] | None:
+    """Names or numbers -> labels; all of the model's if none are given, None for a model without classes."""
+    if names is None:
+        return list(pipe.id2label) or None
+    known = pipe.id2label
+    return [
+        int(n) if n.isdigit() and n not in known.values() and int(n) in known else pipe.get_label_ids(n)[0]
+        for n in names
+    ]
+
+
 def draw(pipe, args) -> list[Image.Image]:
     """The grid, after its earlier states where an animation is wanted."""
-    names = args.class_labels or list(pipe.id2label.values()) or [""]
-    names = [pipe.id2label.get(int(name), name) if name.isdigit() else name for name in names]
-    conditional = names != [""]
+    classes = class_ids(pipe, args.class_labels)
     labels = (
-        sorted(names[i % len(names)] for i in range(args.num_images)) if len(names) > 1 else names * args.num_images
+        sorted((classes[i % len(classes)] for i in range(args.num_images)), key=classes.index) if classes else None
     )
-    labels.sort(key=names.index)
-    scale = (
-        args.guidance_scale
-        if args.guidance_scale is not None
-        else 1.5
-        if pipe.null_label is not None and conditional
-        else 1.0
-    )
-    frames: list[list[Image.Image]] = []
+    scale = args.guidance_scale
+    if scale is None:
+        scale = 1.5 if labels and pipe.null_label is not None else 1.0
+    states: list[list[Image.Image]] = []  # at each step, of all images
 
-    def keep_frame(pipe, i, t, tensors):
-        images = ((tensors["latents"] / 2 + 0.5).clamp(0, 1)).permute(0, 2, 3, 1).float().cpu().numpy()
-        if i == len(frames):
-            frames.append([])
-        frames[i] += pipe.numpy_to_pil(images)
+    def keep(images: list[Image.Image], step: int) -> None:
+        if step == len(states):
+            states.append([])
+        states[step] += images
+
+    def on_step_end(pipe, i, t, tensors):
+        images = (tensors["latents"] / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+        keep(pipe.numpy_to_pil(images.float().cpu().numpy()), i)
 
     images = []
     for start in range(0, args.num_images, args.batch_size):
-        batch = labels[start : start + args.batch_size]
-        classes = [int(name) if name.isdigit() else name for name in batch] if conditional else None
+        count = min(args.batch_size, args.num_images - start)
         images += pipe(
-            len(batch),
-            [torch.Generator().manual_seed(args.seed + start + i) for i in range(len(batch))],
+            count,
+            [torch.Generator().manual_seed(args.seed + start + i) for i in range(count)],
             num_inference_steps=args.num_inference_steps,
-            class_labels=classes,
+            class_labels=labels and labels[start : start + count],
             guidance_scale=scale,
             eta=args.eta,
-            callback_on_step_end=keep_frame if args.gif else None,
+            callback_on_step_end=on_step_end if args.gif else None,
         ).images
-    rows = [[j for j, name in enumerate(labels) if name == row] for row in names]
-    return [
-        labelled_grid({name: [frame[j] for j in row] for name, row in zip(names, rows) if row})
-        for frame in [*frames, images]
-    ]
+    return [labelled_grid(rows(pipe, classes, labels, state)) for state in [*states, images]]
+
+
+def rows(pipe, classes, labels, images) -> dict[str, list[Image.Image]]:
+    """The images of each class under its name."""
+    if not classes:
+        return {"": images}
+    found = {pipe.id2label[c]: [image for image, label in zip(images, labels) if label == c] for c in classes}
+    return {name: row for name, row in found.items() if row}
 
 
 if __name__ == "__main__":

@@ -7,6 +7,6 @@ from ddpm_hf.training import train
 
 if __name__ == "__main__":
     try:
-        train(parse_args())
+        train(parse_args(sys.argv[1:]))
     except (ValueError, FloatingPointError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")

@@ -15,12 +15,13 @@ ALLOWED_SIBLINGS = {
     "evaluation_config": {"data", "scheduling_ddpm_noise"},
     "model_card": set(),
     "hub": HUB_FILES | {"model_card"},
-    "training": HUB_FILES | {"checkpoints", "config", "data", "objective", "likelihood", "grid", "hub"},
+    "validation": {"grid", "objective"},
+    "training": HUB_FILES | {"validation", "checkpoints", "config", "data", "objective", "likelihood", "grid", "hub"},
     "measures": {"data", "fidelity"},
     "evaluation": {"data", "evaluation_config", "fidelity", "hub", "likelihood", "measures", "scheduling_ddpm_noise"},
     "__init__": HUB_FILES,
 }
-STANDARD = {"collections", "inspect", "json", "math", "pathlib", "shutil"}
+STANDARD = {"collections", "inspect", "json", "math", "pathlib", "shutil", "typing"}
 
 
 def imports(path: Path) -> set[str]:

@@ -10,8 +10,8 @@ from conftest import DATA, TINY_UNET
 from PIL import Image
 from safetensors.torch import load_file
 
+from ddpm_hf import DDPMImagePipeline, hub
 from ddpm_hf import config as config_module
-from ddpm_hf import hub
 from ddpm_hf.config import PRESETS, Preset, TrainConfig, parse_args
 from ddpm_hf.data import load_image_dataset
 from ddpm_hf.training import Trainer, train
@@ -140,6 +140,26 @@ def test_images_without_labels_train_an_unconditional_model(tmp_path, monkeypatc
     assert pipe.unet.config.num_class_embeds is None and len(pipe(2, num_inference_steps=2).images) == 2
 
 
+def test_sample_takes_a_name_before_a_number():
+    """Classes named "1", "2", "3" have the labels 0, 1, 2: a name wins, and the null label is no class."""
+
+    class Pipe:
+        id2label = {0: "1", 1: "2", 2: "3"}
+        get_label_ids = DDPMImagePipeline.get_label_ids
+
+    assert sample.class_ids(Pipe(), ["1", "3"]) == [0, 2] and sample.class_ids(Pipe(), None) == [0, 1, 2]
+    assert sample.class_ids(Pipe(), ["0"]) == [0]
+    with pytest.raises(ValueError, match="4"):
+        sample.class_ids(Pipe(), ["4"])
+
+
+def test_resume_never_replaces_a_model_that_is_no_run(tmp_path):
+    train(tiny(tmp_path, max_train_steps=1))
+    (tmp_path / "run" / "run.yaml").unlink()
+    with pytest.raises(ValueError, match="already holds"):
+        Trainer(tiny(tmp_path, resume=True))
+
+
 def test_sample_script(tmp_path, monkeypatch):
     folder = train(tiny(tmp_path, max_train_steps=1))
     grid, gif = tmp_path / "grid.png", tmp_path / "grid.gif"
@@ -175,9 +195,8 @@ def test_a_folder_that_holds_another_run_is_refused(tmp_path):
 
 
 def test_a_lone_rank_of_a_larger_launch_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv(
-        "MASTER_PORT", "29500"
-    )  # what `accelerate launch --cpu --num_processes 2` leaves its one process
+    for name, value in {"MASTER_PORT": "29500", "ACCELERATE_MIXED_PRECISION": "no"}.items():
+        monkeypatch.setenv(name, value)  # what `accelerate launch --cpu --num_processes 2` leaves its one process
     with pytest.raises(ValueError, match="2 ranks"):
         Trainer(tiny(tmp_path))
 

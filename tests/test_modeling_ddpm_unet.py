@@ -1,0 +1,334 @@
+"""The U-Net against `diffusers.UNet2DModel`: the same weights in both directions, outputs, gradients; then what it refuses."""
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+from safetensors.torch import save_file
+
+from ddpm_hf import DDPMUNet2DModel
+
+BASE = {
+    "sample_size": 16,
+    "block_out_channels": (16, 32),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+}
+# The published google/ddpm-* share these; their widths are in PUBLISHED, the table has an eighth of them.
+GOOGLE = {
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "attention_head_dim": None,
+    "norm_eps": 1e-6,
+    "layers_per_block": 2,
+}
+CIFAR10 = GOOGLE | {
+    "sample_size": 32,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+}
+LARGE = GOOGLE | {
+    "sample_size": 256,
+    "down_block_types": (*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4),
+}
+PUBLISHED = {
+    "ddpm-cifar10-32": CIFAR10 | {"block_out_channels": (128, 256, 256, 256)},
+    "ddpm-celebahq-256": LARGE | {"block_out_channels": (128, 128, 256, 256, 512, 512)},
+    "ddpm-church-256": LARGE | {"block_out_channels": (128, 128, 256, 256, 512, 512)},
+}
+RESNET = {
+    "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+}
+ALL_ATTENTION = {
+    "block_out_channels": (8, 16, 16),
+    "down_block_types": ("AttnDownBlock2D",) * 3,
+    "up_block_types": ("AttnUpBlock2D",) * 3,
+}
+NO_ATTENTION = {
+    "down_block_types": ("DownBlock2D",) * 2,
+    "up_block_types": ("UpBlock2D",) * 2,
+    "add_attention": False,
+}
+CONFIGS = {
+    "base": {},
+    "cifar10-32": CIFAR10 | {"block_out_channels": (16, 32, 32, 32)},
+    "celebahq-256": LARGE | {"block_out_channels": (16, 16, 32, 32, 64, 64), "sample_size": 64},
+    "church-256, wide": LARGE | {"block_out_channels": (16, 16, 32, 32, 64, 64), "sample_size": (32, 96)},
+    "attention everywhere": ALL_ATTENTION,
+    "one head": {"attention_head_dim": None},
+    "head of 4": {"attention_head_dim": 4},
+    "head of 3": {"attention_head_dim": 3},
+    "no attention": NO_ATTENTION,
+    "no attention in the middle": {"add_attention": False},
+    "attention groups": {"attn_norm_num_groups": 4},
+    "no middle": {"mid_block_type": None},
+    "middle scaled": {"mid_block_scale_factor": 1.41},
+    "class table": {"num_class_embeds": 11},
+    "class timestep": {"class_embed_type": "timestep"},
+    "class identity": {"class_embed_type": "identity", "time_embedding_dim": 64},
+    "scale_shift": {"resnet_time_scale_shift": "scale_shift"},
+    "scale_shift, attention groups": {"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 8},
+    "resnet resampling": RESNET,
+    "resnet resampling in attention": {"downsample_type": "resnet", "upsample_type": "resnet"} | ALL_ATTENTION,
+    "improved DDPM": RESNET | {"resnet_time_scale_shift": "scale_shift", "out_channels": 6, "attention_head_dim": 16},
+    "dropout": {"dropout": 0.3},
+    "28x28, 1 channel": {"sample_size": 28, "in_channels": 1, "out_channels": 1},
+    "12x20": {"sample_size": (12, 20)},
+    "6 channels": {"in_channels": 6, "out_channels": 6},
+    "learned variance": {"in_channels": 1, "out_channels": 2},
+    "3 layers": {"layers_per_block": 3},
+    "one level": {
+        "block_out_channels": (16,),
+        "down_block_types": ("AttnDownBlock2D",),
+        "up_block_types": ("UpBlock2D",),
+    },
+    "learned time": {"time_embedding_type": "learned", "num_train_timesteps": 1000},
+    "odd time features": {"block_out_channels": (9, 18), "norm_num_groups": 3, "attention_head_dim": 9},
+    "wide time": {"time_embedding_dim": 48, "freq_shift": 1, "flip_sin_to_cos": False},
+    "centred": {"center_input_sample": True},
+    "gelu": {"act_fn": "gelu"},
+    "mish": {"act_fn": "mish"},
+    "relu, eps": {"act_fn": "relu", "norm_eps": 1e-3},
+}
+
+
+def pair(config: dict) -> tuple[UNet2DModel, DDPMUNet2DModel]:
+    """Stock's model and ours, each made from the same seed, in evaluation mode."""
+    models = []
+    for kind in (UNet2DModel, DDPMUNet2DModel):
+        torch.manual_seed(0)
+        models.append(kind(**(BASE | config)).eval())
+    return tuple(models)
+
+
+def inputs(config: dict, batch_size: int = 2) -> tuple:
+    """x_t, a t for each image and class labels for a config."""
+    config, g = BASE | config, torch.Generator().manual_seed(1)
+    size = config["sample_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    x_t = torch.randn(batch_size, config.get("in_channels", 3), height, width, generator=g)
+    labels = None
+    if config.get("class_embed_type") == "identity":
+        labels = torch.randn(batch_size, config["time_embedding_dim"], generator=g)
+    elif "num_class_embeds" in config or "class_embed_type" in config:
+        labels = torch.arange(batch_size)
+    return x_t, torch.tensor([0, 10, 500, 999][-batch_size:]), labels
+
+
+def gradients(model, x_t, t, labels) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    model(x_t, t, labels).sample.square().mean().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def differences(config: dict) -> tuple[float, float]:
+    """Largest absolute difference between stock and ours: of the output (a t for each image, one t for all), of the gradients."""
+    stock, ours = pair(config)
+    x_t, t, labels = inputs(config)
+    with torch.no_grad():
+        outputs = [(stock(x_t, s, labels).sample - ours(x_t, s, labels).sample).abs().max() for s in (t, 7, t[0])]
+    theirs, mine = gradients(stock, x_t, t, labels), gradients(ours, x_t, t, labels)
+    assert theirs.keys() == mine.keys()
+    return max(outputs).item(), max((theirs[name] - mine[name]).abs().max().item() for name in mine)
+
+
+def test_the_table_is_long_enough():
+    assert len(CONFIGS) >= 25
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_same_outputs_and_gradients(config):
+    output, gradient = differences(config)
+    assert output < 1e-5 and gradient < 1e-4
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_same_weights_from_a_seed_and_strict_in_both_directions(config):
+    stock, ours = pair(config)
+    theirs, mine = stock.state_dict(), ours.state_dict()
+    assert theirs.keys() == mine.keys() and all(torch.equal(theirs[name], mine[name]) for name in mine)
+    assert dict(stock.config) == dict(ours.config)
+    for target, state in ((UNet2DModel, mine), (DDPMUNet2DModel, theirs)):
+        other = target.from_config(stock.config)
+        other.load_state_dict({name: value + 1 for name, value in state.items()}, strict=True)
+        assert all(torch.equal(value, state[name] + 1) for name, value in other.state_dict().items())
+
+
+@pytest.mark.parametrize("config", PUBLISHED.values(), ids=PUBLISHED)
+def test_published_sizes_have_stock_names_and_shapes(config):
+    config = config | {"norm_num_groups": 32}
+    with torch.device("meta"):
+        states = [kind(**config).state_dict() for kind in (UNet2DModel, DDPMUNet2DModel)]
+    theirs, mine = ({name: value.shape for name, value in state.items()} for state in states)
+    assert theirs == mine and sum(shape.numel() for shape in mine.values()) > 35e6
+
+
+def test_dropout_draws_what_stock_draws():
+    """Behind an attention block the two hold their tensors in different memory orders, and masks are drawn in memory order."""
+    stock, ours = pair({"dropout": 0.3} | NO_ATTENTION)
+    outputs = []
+    for model in (stock.train(), ours.train()):
+        torch.manual_seed(5)
+        outputs.append(model(*inputs({})[:2]).sample)
+    assert (outputs[0] - outputs[1]).abs().max() < 1e-5
+    assert (outputs[1] - ours.eval()(*inputs({})[:2]).sample).abs().max() > 1e-2
+
+
+def test_one_t_for_all_is_that_t_for_each():
+    _, ours = pair({"num_class_embeds": 3})
+    x_t, _, labels = inputs({"num_class_embeds": 3})
+    with torch.no_grad():
+        outputs = [
+            ours(x_t, t, labels).sample for t in (40, torch.tensor(40), torch.tensor([40]), torch.tensor([40, 40]))
+        ]
+    assert all((output - outputs[0]).abs().max() < 1e-5 for output in outputs)
+
+
+def test_an_image_does_not_depend_on_its_batch():
+    _, ours = pair({})
+    x_t, t, _ = inputs({}, batch_size=4)
+    with torch.no_grad():
+        alone = torch.cat([ours(x_t[i : i + 1], t[i]).sample for i in range(4)])
+        assert (ours(x_t, t).sample - alone).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["base", "class table", "improved DDPM", "learned time"])
+def test_bf16_is_as_near_to_float32_as_stock_in_bf16(name):
+    stock, ours = pair(CONFIGS[name])
+    x_t, t, labels = inputs(CONFIGS[name])
+    with torch.no_grad():
+        exact = stock(x_t, t, labels).sample
+        errors = []
+        for model in (stock, ours):
+            output = model.to(torch.bfloat16)(x_t.bfloat16(), t, labels).sample
+            assert output.dtype == torch.bfloat16
+            errors.append((output.float() - exact).square().mean().sqrt())
+    assert errors[1] < 1.2 * errors[0] and errors[0] > 0
+
+
+def test_timestep_embedded_labels_in_bf16_where_stock_fails():
+    stock, ours = pair(CONFIGS["class timestep"])
+    x_t, t, labels = inputs(CONFIGS["class timestep"])
+    with torch.no_grad():
+        exact = ours(x_t, t, labels).sample
+        half = [model.to(torch.bfloat16) for model in (stock, ours)]
+        with pytest.raises(RuntimeError, match="dtype"):
+            half[0](x_t.bfloat16(), t, labels)
+        assert (half[1](x_t.bfloat16(), t, labels).sample - exact).abs().mean() < 0.05 * exact.abs().mean()
+
+
+@pytest.mark.parametrize("name", ["base", "resnet resampling", "class table", "no middle"])
+def test_gradient_checkpointing_changes_nothing(name):
+    _, ours = pair(CONFIGS[name])
+    args = inputs(CONFIGS[name])
+    plain = gradients(ours, *args)
+    ours.enable_gradient_checkpointing()
+    assert ours.is_gradient_checkpointing
+    checkpointed = gradients(ours.train(), *args)
+    assert plain.keys() == checkpointed.keys() and all(torch.equal(plain[name], checkpointed[name]) for name in plain)
+
+
+def test_old_attention_names_of_the_published_weights_load(tmp_path):
+    stock, _ = pair(CONFIGS["cifar10-32"])
+    stock.save_pretrained(tmp_path)
+    renames = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    old = {}
+    for name, value in stock.state_dict().items():
+        for new_name, old_name in renames.items():
+            name = name.replace(f".{new_name}.", f".{old_name}.")
+        old[name] = value.clone()
+    assert old.keys() != stock.state_dict().keys()
+    save_file(old, tmp_path / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    ours, info = DDPMUNet2DModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert all(torch.equal(value, stock.state_dict()[name]) for name, value in ours.state_dict().items())
+
+
+@pytest.mark.parametrize("kinds", [(DDPMUNet2DModel, UNet2DModel), (UNet2DModel, DDPMUNet2DModel)])
+def test_saved_by_one_loads_in_the_other(tmp_path, kinds):
+    source, target = kinds
+    saved = source(**(BASE | CONFIGS["class table"]))
+    saved.save_pretrained(tmp_path)
+    loaded = target.from_pretrained(tmp_path)
+    assert type(loaded) is target
+    assert all(torch.equal(value, saved.state_dict()[name]) for name, value in loaded.state_dict().items())
+    public = [{k: v for k, v in m.config.items() if not k.startswith("_")} for m in (saved, loaded)]
+    assert {k: list(v) if isinstance(v, tuple) else v for k, v in public[0].items()} == {
+        k: list(v) if isinstance(v, tuple) else v for k, v in public[1].items()
+    }
+
+
+def test_channels_last():
+    _, ours = pair({})
+    x_t, t, _ = inputs({})
+    with torch.no_grad():
+        plain = ours(x_t, t).sample
+        ours.to(memory_format=torch.channels_last)
+        output = ours(x_t.to(memory_format=torch.channels_last), t).sample
+    assert output.is_contiguous(memory_format=torch.channels_last)
+    assert (output - plain).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("t", [torch.tensor(7), torch.tensor([0, 999])], ids=["one t", "per image"])
+def test_compiles_to_one_graph(t):
+    config = CONFIGS["one level"] | {"num_class_embeds": 3, "sample_size": 4}
+    _, ours = pair(config)
+    x_t, _, labels = inputs(config)
+    compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)  # fullgraph: a break in the graph is an error
+    with torch.no_grad():
+        assert (compiled(x_t, t, labels).sample - ours(x_t, t, labels).sample).abs().max() < 1e-5
+
+
+SIX_BLOCKS = ["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"]
+NCSN = {
+    "down_block_types": ("SkipDownBlock2D", "AttnSkipDownBlock2D"),
+    "up_block_types": ("AttnSkipUpBlock2D", "SkipUpBlock2D"),
+}
+
+
+@pytest.mark.parametrize(
+    "config, words",
+    [
+        (NCSN, ["SkipDownBlock2D", "AttnSkipDownBlock2D", *SIX_BLOCKS]),
+        (
+            {"up_block_types": NCSN["up_block_types"]},
+            ["SkipUpBlock2D", "UpBlock2D, AttnUpBlock2D, ResnetUpsampleBlock2D"],
+        ),
+        ({"time_embedding_type": "fourier"}, ["time_embedding_type", "fourier", "positional", "learned"]),
+        ({"block_out_channels": (16, 32, 32)}, ["down_block_types", "block_out_channels", "(16, 32, 32)"]),
+        ({"up_block_types": ("UpBlock2D",)}, ["up_block_types", "('UpBlock2D',)"]),
+        ({"mid_block_type": "UNetMidBlock2DCrossAttn"}, ["mid_block_type", "UNetMidBlock2DCrossAttn", "None"]),
+        ({"resnet_time_scale_shift": "spatial"}, ["resnet_time_scale_shift", "spatial", "scale_shift"]),
+        ({"class_embed_type": "projection"}, ["class_embed_type", "projection", "timestep", "identity"]),
+        ({"act_fn": "tanh"}, ["act_fn", "tanh", "silu"]),
+        ({"norm_num_groups": None}, ["norm_num_groups", "None"]),
+        ({"norm_num_groups": 7}, ["norm_num_groups", "7", "16"]),
+        ({"time_embedding_type": "learned"}, ["num_train_timesteps", "None"]),
+    ],
+)
+def test_refuses_what_it_cannot_build(config, words):
+    with pytest.raises(ValueError) as error:
+        DDPMUNet2DModel(**(BASE | config))
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_refuses_a_size_that_does_not_fit_and_names_those_that_do():
+    model = DDPMUNet2DModel(**(BASE | ALL_ATTENTION))
+    with pytest.raises(ValueError, match="height 30 and width 28.*multiples of 4.*height 28 or 32, width 28"):
+        model(torch.randn(1, 3, 30, 28), 0)
+    for size in ((28, 28), (32, 28)):
+        assert model(torch.randn(1, 3, *size), 0).sample.shape == (1, 3, *size)
+
+
+def test_refuses_missing_and_unexpected_labels():
+    for config, labels, words in (
+        ({}, torch.tensor([0, 1]), "without class labels"),
+        ({"num_class_embeds": 3}, None, "needs"),
+    ):
+        _, ours = pair(config)
+        with pytest.raises(ValueError, match=f"class_labels=.*{words}"):
+            ours(*inputs({})[:2], labels)
