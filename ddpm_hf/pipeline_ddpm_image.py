@@ -121,8 +121,7 @@ class DDPMImagePipeline(DiffusionPipeline):
         images = (latents / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
             images = images.cpu().permute(0, 2, 3, 1).float().numpy()
-            if output_type == "pil":
-                images = self.numpy_to_pil(images)
+            images = self.numpy_to_pil(images) if output_type == "pil" else images
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 

@@ -195,8 +195,8 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
             if (np.diff(chain) >= 0).any():
                 raise ValueError(f"`timesteps` must be in descending order, got {list(timesteps)}.")
         if len(chain) == 0 or chain[0] >= T or chain[-1] < 0:
-            why = f"must lie in 0 .. {T - 1} (steps_offset={self.config.steps_offset})"
-            raise ValueError(f"timesteps={chain.tolist()} {why}.")
+            why = f"must be a chain in 0 .. {T - 1} (steps_offset={self.config.steps_offset})"
+            raise ValueError(f"timesteps={chain[:3].tolist()} .. {chain[-3:].tolist()} {why}.")
         self.custom_timesteps, self.num_inference_steps = timesteps is not None, num_inference_steps
         self._set_chain(torch.from_numpy(chain), device)
 
@@ -207,10 +207,10 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
         if spacing == "linspace":
             return np.linspace(0, T - 1, n).round()[::-1].astype(np.int64)
         if spacing == "leading":
-            ratio: float = T // n
+            ratio, offset = float(T // n), self.config.steps_offset
             if n * ratio < 0.9 * T:  # whole steps would start far below T, where x_t is not noise yet
-                ratio = T / n
-            return (np.arange(n) * ratio).round()[::-1].astype(np.int64) + self.config.steps_offset
+                ratio = (T - offset) / n
+            return (np.arange(n) * ratio).round()[::-1].astype(np.int64) + offset
         if spacing == "trailing":
             return np.round(np.arange(T, 0, -T / n)).astype(np.int64)[:n] - 1
         raise ValueError(f"timestep_spacing={spacing!r} is not one of 'linspace', 'leading' or 'trailing'.")

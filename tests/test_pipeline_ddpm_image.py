@@ -1,0 +1,379 @@
+"""The pipeline against `diffusers.DDPMPipeline`, then labels, guidance, generators and the rest of its arguments."""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_UNET
+from diffusers import (
+    ConfigMixin,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    ModelMixin,
+    UNet2DModel,
+    UniPCMultistepScheduler,
+)
+from diffusers.configuration_utils import register_to_config
+from PIL import Image
+
+from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel
+
+NAMES = {0: "T-shirt", 1: "Trouser", 2: "Bag"}
+
+
+def make_unet(kind=DDPMUNet2DModel, **config):
+    torch.manual_seed(0)
+    return kind(**(TINY_UNET | config)).eval()
+
+
+def make_pipeline(unet=None, scheduler=None, id2label=None, **config) -> DDPMImagePipeline:
+    pipe = DDPMImagePipeline(unet or make_unet(**config), scheduler or DDPMNoiseScheduler(), id2label)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def labelled():
+    """Three classes and a null label; counts the calls of its U-Net."""
+    pipe = make_pipeline(num_class_embeds=4, id2label=NAMES)
+    pipe.calls = []
+    pipe.unet.register_forward_pre_hook(lambda module, args: pipe.calls.append(args))
+    return pipe
+
+
+def seeds(*values: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(value) for value in values]
+
+
+class ExactDenoiser(ModelMixin, ConfigMixin):
+    """E[noise | x_t] of data N(mean, 0.25) in every pixel: smooth, and the same arithmetic for a pixel in any batch."""
+
+    @register_to_config
+    def __init__(
+        self, sample_size: int = 4, in_channels: int = 2, mean: float = 0.2, num_class_embeds: int | None = None
+    ):
+        super().__init__()
+        self.register_buffer("alphas_cumprod", DDPMNoiseScheduler().alphas_cumprod)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def forward(self, sample, timestep, return_dict=True):
+        abar = self.alphas_cumprod[timestep.long()]
+        scale = (1 - abar).sqrt() / (0.25 * abar + 1 - abar)
+        return (scale * (sample - abar.sqrt() * self.config.mean),)
+
+
+# ---------------------------------------------------------------------- a drop-in for DDPMPipeline
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("output_type", ["np", "pt", "pil"])
+def test_stock_parts_give_the_images_of_stock(prediction_type, output_type):
+    unet, scheduler = (
+        make_unet(UNet2DModel, in_channels=3, out_channels=3),
+        DDPMScheduler(prediction_type=prediction_type),
+    )
+    results = []
+    for kind in (DDPMPipeline, DDPMImagePipeline):
+        pipe = kind(unet=unet, scheduler=scheduler)
+        pipe.set_progress_bar_config(disable=True)
+        results.append(
+            pipe(2, seeds(5)[0], 6, output_type, return_dict=False)[0]
+        )  # stock's arguments in stock's order
+    stock, ours = ([np.asarray(image) for image in images] for images in results)
+    assert type(results[0]) is type(results[1]) and np.array_equal(stock, ours)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("given", ["one", "list"])
+def test_our_parts_give_the_images_of_stock(prediction_type, given):
+    """One part at a time: the scheduler has stock's bits; the U-Net agrees to rounding, which an untrained chain of steps may enlarge."""
+    images = []
+    for scheduler_kind, pipeline_kind in ((DDPMScheduler, DDPMPipeline), (DDPMNoiseScheduler, DDPMImagePipeline)):
+        scheduler = scheduler_kind(prediction_type=prediction_type)
+        pipe = pipeline_kind(unet=make_unet(UNet2DModel), scheduler=scheduler)
+        pipe.set_progress_bar_config(disable=True)
+        generator = seeds(1, 2) if given == "list" else seeds(1)[0]
+        images.append(pipe(batch_size=2, generator=generator, num_inference_steps=5, output_type="np").images)
+    assert np.array_equal(*images)
+    whole = make_pipeline(make_unet(), DDPMNoiseScheduler(prediction_type=prediction_type))
+    generator = seeds(1, 2) if given == "list" else seeds(1)[0]
+    image = whole(batch_size=2, generator=generator, num_inference_steps=5, output_type="np").images
+    assert np.abs(image - images[0]).max() < 1e-5
+
+
+def test_takes_all_of_stocks_arguments_in_its_order():
+    stock, ours = (list(inspect.signature(kind.__call__).parameters) for kind in (DDPMPipeline, DDPMImagePipeline))
+    assert ours[: len(stock)] == stock
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler, EulerDiscreteScheduler],
+)
+def test_any_scheduler_of_diffusers_samples_the_data(kind):
+    """With the exact denoiser of N(0.2, 0.25) every sampler must give that mean and deviation, to its own bias at 200 steps."""
+    scheduler = kind.from_config(DDPMNoiseScheduler(clip_sample=False, timestep_spacing="trailing").config)
+    pipe = make_pipeline(ExactDenoiser(sample_size=32), scheduler)
+    x_0 = []
+    pipe(16, seeds(0)[0], 200, "pt", callback_on_step_end=lambda pipe, i, t, tensors: x_0.append(tensors["latents"]))
+    assert abs(x_0[-1].mean() - 0.2) < 0.02 and abs(x_0[-1].std() - 0.5) < 0.03
+
+
+# ---------------------------------------------------------------------- outputs, steps, latents
+
+
+def test_output_types():
+    pipe = make_pipeline(in_channels=3, out_channels=3, sample_size=(8, 12))
+    options = {"batch_size": 2, "num_inference_steps": 2}
+    as_np = pipe(generator=seeds(0)[0], output_type="np", **options).images
+    as_pt = pipe(generator=seeds(0)[0], output_type="pt", **options).images
+    as_pil = pipe(generator=seeds(0)[0], **options).images
+    assert as_np.shape == (2, 8, 12, 3) and as_np.dtype == np.float32 and as_np.min() >= 0 and as_np.max() <= 1
+    assert as_pt.shape == (2, 3, 8, 12) and np.array_equal(as_pt.permute(0, 2, 3, 1).numpy(), as_np)
+    assert all(isinstance(image, Image.Image) and image.size == (12, 8) for image in as_pil)
+    assert np.array_equal(np.stack([np.asarray(image) for image in as_pil]), (as_np * 255).round().astype(np.uint8))
+    assert make_pipeline()(num_inference_steps=1).images[0].mode == "L"
+    (images,) = pipe(num_inference_steps=1, output_type="np", return_dict=False)
+    assert images.shape == (1, 8, 12, 3)
+
+
+@pytest.mark.parametrize("T", [1000, 20])
+def test_the_default_is_50_ddim_steps(T):
+    scheduler = DDPMNoiseScheduler(num_train_timesteps=T, beta_schedule="squaredcos_cap_v2")
+    pipe = make_pipeline(scheduler=scheduler)
+    image = pipe(generator=seeds(0)[0], output_type="pt").images
+    assert len(pipe.scheduler.timesteps) == min(50, T)
+    named = pipe(generator=seeds(0)[0], num_inference_steps=min(50, T), eta=0.0, output_type="pt").images
+    ancestral = pipe(generator=seeds(0)[0], num_inference_steps=min(50, T), output_type="pt").images
+    assert torch.equal(image, named) and not torch.equal(image, ancestral)
+
+
+def test_ddim_depends_on_the_latents_alone():
+    pipe = make_pipeline()
+    latents = torch.randn(2, 1, 8, 8, generator=seeds(0)[0])
+    images = [pipe(latents=latents, generator=seeds(s)[0], output_type="pt").images for s in (1, 2)]
+    assert torch.equal(*images) and len(images[0]) == 2
+    drawn = pipe(batch_size=2, generator=seeds(0)[0], output_type="pt").images
+    assert torch.equal(images[0], drawn)
+
+
+def test_a_bf16_unet_keeps_float32_latents():
+    pipe = make_pipeline(make_unet().to(torch.bfloat16))
+    dtypes = []
+    image = pipe(
+        num_inference_steps=3,
+        output_type="pt",
+        callback_on_step_end=lambda pipe, i, t, tensors: dtypes.append(tensors["latents"].dtype),
+    ).images
+    assert set(dtypes) == {torch.float32} and image.dtype == torch.float32 and pipe.unet.dtype == torch.bfloat16
+
+
+def test_no_value_travels_to_the_host_in_the_loop():
+    """A U-Net on "meta" computes shapes and no values: whatever the loop read on the host would be an error."""
+    with torch.device("meta"):
+        unet = make_unet(num_class_embeds=4)
+    pipe = make_pipeline(unet, id2label=NAMES)
+    for eta in (None, 0.0, 0.5):
+        images = pipe(
+            num_inference_steps=4, class_labels=["Bag", 0], guidance_scale=2.0, eta=eta, output_type="pt"
+        ).images
+        assert images.shape == (2, 1, 8, 8) and images.device.type == "meta"
+
+
+# ---------------------------------------------------------------------- one generator for each image
+
+
+@pytest.mark.parametrize("options", [{}, {"num_inference_steps": 20}, {"num_inference_steps": 20, "eta": 0.5}])
+def test_an_image_depends_on_its_own_generator_only(options):
+    """Bit for bit, with a model that gives a pixel the same arithmetic in every batch: noise, steps and images know no batch."""
+    pipe = make_pipeline(ExactDenoiser())
+    together = pipe(generator=seeds(1, 2, 3), output_type="pt", **options).images
+    for i, seed in enumerate((1, 2, 3)):
+        alone = pipe(generator=seeds(seed), output_type="pt", **options).images
+        assert torch.equal(together[i], alone[0])
+        assert torch.equal(pipe(generator=seeds(9, seed), output_type="pt", **options).images[1], alone[0])
+    assert not torch.equal(together[0], together[1])
+
+
+def test_an_image_of_a_unet_depends_on_its_batch_by_rounding_only():
+    """Kernels sum in another order for another batch size; one call differs by rounding, and a model that predicts x_0 does not enlarge it."""
+    pipe = make_pipeline(scheduler=DDPMNoiseScheduler(prediction_type="sample"))
+    together = pipe(generator=seeds(1, 2, 3), num_inference_steps=20, output_type="np").images
+    for i, seed in enumerate((1, 2, 3)):
+        alone = pipe(generator=seeds(seed), num_inference_steps=20, output_type="np").images
+        assert np.abs(together[i] - alone[0]).max() < 1e-5
+
+
+# ---------------------------------------------------------------------- class labels and guidance
+
+
+def test_fault_stock_cannot_sample_a_class_conditional_model():
+    pipe = DDPMPipeline(make_unet(UNet2DModel, num_class_embeds=4), DDPMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    with pytest.raises(ValueError, match="class_labels"):
+        pipe(num_inference_steps=2)
+    ours = make_pipeline(make_unet(UNet2DModel, num_class_embeds=4), DDPMScheduler(), NAMES)
+    assert len(ours(num_inference_steps=2, class_labels=[0, 1]).images) == 2
+
+
+@pytest.mark.parametrize("given", [[2, 0], ["Bag", "T-shirt"], ["bag", 0], torch.tensor([2, 0]), (2, 0)], ids=str)
+def test_labels_by_number_and_name(labelled, given):
+    options = {"num_inference_steps": 2, "output_type": "pt"}
+    images = labelled(generator=seeds(1, 2), class_labels=given, **options).images
+    assert all(args[2].tolist() == [2, 0] for args in labelled.calls) and len(labelled.calls) == 2
+    assert torch.equal(images, labelled(generator=seeds(1, 2), class_labels=[2, 0], **options).images)
+    assert not torch.equal(images, labelled(generator=seeds(1, 2), class_labels=[1, 1], **options).images)
+
+
+@pytest.mark.parametrize("given", [2, "Bag", torch.tensor(2)])
+def test_one_label_serves_all_images(labelled, given):
+    assert len(labelled(batch_size=3, class_labels=given, num_inference_steps=1).images) == 3
+    assert labelled.calls[0][2].tolist() == [2, 2, 2]
+
+
+def test_no_label_is_the_null_label(labelled):
+    labelled(batch_size=2, num_inference_steps=1)
+    assert labelled.null_label == 3 and labelled.calls[0][2].tolist() == [3, 3]
+    assert make_pipeline().null_label is None
+    assert make_pipeline(num_class_embeds=3, id2label=NAMES).null_label is None
+
+
+def test_get_label_ids(labelled):
+    assert labelled.get_label_ids(["bag", "T-SHIRT"]) == [2, 0] and labelled.get_label_ids("Trouser") == [1]
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.7, 1.0])
+def test_guidance_in_one_call_is_the_formula_in_two(labelled, rescale):
+    """null + w (cond - null), then its deviation put back to cond's by a share of `rescale` (arXiv:2305.08891, Eq. 15, 16)."""
+    labels, w, options = torch.tensor([0, 2]), 3.0, {"num_inference_steps": 4, "output_type": "pt", "eta": 0.0}
+    got = labelled(
+        generator=seeds(1, 2), class_labels=labels, guidance_scale=w, guidance_rescale=rescale, **options
+    ).images
+    assert len(labelled.calls) == 4 and all(len(args[0]) == 4 for args in labelled.calls), (
+        "one batched call for each step"
+    )
+    x_t = torch.cat([torch.randn(1, 1, 8, 8, generator=g) for g in seeds(1, 2)])
+    scheduler = DDPMNoiseScheduler()
+    scheduler.set_timesteps(4)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            cond, null = (labelled.unet(x_t, t, y).sample for y in (labels, torch.full_like(labels, 3)))
+            guided = null + w * (cond - null)
+            ratio = cond.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)
+            guided = guided * (rescale * ratio + 1 - rescale)
+            x_t = scheduler.step(guided, t, x_t, eta=0.0, use_clipped_model_output=True).prev_sample
+    assert (got - (x_t / 2 + 0.5).clamp(0, 1)).abs().max() < 1e-5
+
+
+def test_guidance_scale_1_is_one_plain_call(labelled):
+    labelled(class_labels=[0, 1], num_inference_steps=1)
+    assert len(labelled.calls[0][0]) == 2
+
+
+def test_guidance_leaves_the_learned_variance_alone():
+    pipe = make_pipeline(
+        out_channels=2, num_class_embeds=4, scheduler=DDPMNoiseScheduler(variance_type="learned_range")
+    )
+    x_t, t = torch.randn(2, 1, 8, 8, generator=seeds(0)[0]), torch.tensor(500)
+    labels, null = torch.tensor([0, 1]), torch.tensor([3, 3])
+    with torch.no_grad():
+        cond, uncond = pipe.unet(x_t, t, labels).sample, pipe.unet(x_t, t, null).sample
+        for rescale in (0.0, 1.0):
+            output = pipe._predict(x_t, t, labels, null, 3.0, rescale)
+            assert (output[:, 1:] - cond[:, 1:]).abs().max() < 1e-5
+            if rescale:
+                deviation = [x[:, :1].std((1, 2, 3)) for x in (output, cond)]
+                assert torch.allclose(*deviation, rtol=1e-4)
+            else:
+                assert (output[:, :1] - (uncond + 3 * (cond - uncond))[:, :1]).abs().max() < 1e-5
+    assert pipe(num_inference_steps=3, class_labels=[0, 1], guidance_scale=2.0, output_type="np").images.shape == (
+        2,
+        8,
+        8,
+        1,
+    )
+
+
+# ---------------------------------------------------------------------- callback and interrupt
+
+
+def test_callback_sees_and_replaces_the_latents():
+    pipe, seen = make_pipeline(), []
+
+    def callback(pipe, i, t, tensors):
+        seen.append((i, int(t), set(tensors), tensors["latents"].shape))
+        return {"latents": torch.full_like(tensors["latents"], 0.5)} if i == 2 else None
+
+    image = pipe(num_inference_steps=3, output_type="pt", callback_on_step_end=callback).images
+    names = {"latents", "pred_original_sample"}
+    assert seen == [(i, int(t), names, (1, 1, 8, 8)) for i, t in enumerate(pipe.scheduler.timesteps)]
+    assert torch.equal(image, torch.full_like(image, 0.75))
+
+
+def test_callback_sees_only_what_it_asked_for():
+    pipe, seen = make_pipeline(), []
+    pipe(
+        num_inference_steps=1,
+        callback_on_step_end=lambda pipe, i, t, tensors: seen.append(list(tensors)),
+        callback_on_step_end_tensor_inputs=["pred_original_sample"],
+    )
+    assert seen == [["pred_original_sample"]]
+
+
+def test_interrupt_stops_the_loop_and_the_next_call_runs_again():
+    pipe, steps = make_pipeline(), []
+
+    def callback(pipe, i, t, tensors):
+        steps.append(i)
+        pipe.interrupt = i == 1
+
+    assert len(pipe(num_inference_steps=5, callback_on_step_end=callback).images) == 1
+    assert steps == [0, 1]
+    steps.clear()
+    pipe(num_inference_steps=2, callback_on_step_end=lambda pipe, i, t, tensors: steps.append(i))
+    assert steps == [0, 1]
+
+
+# ---------------------------------------------------------------------- what it refuses, before any work
+
+
+NULL_LESS = {"num_class_embeds": 3, "id2label": NAMES}
+WITH_NULL = {"num_class_embeds": 4, "id2label": NAMES}
+
+
+@pytest.mark.parametrize(
+    "config, kwargs, words",
+    [
+        ({}, {"output_type": "jpg"}, "output_type='jpg'.*'pil', 'np' or 'pt'"),
+        ({}, {"class_labels": [1]}, r"class_labels=\[1\].*without class labels"),
+        ({}, {"guidance_scale": 2.0}, "guidance_scale=2.0 needs class_labels"),
+        ({}, {"batch_size": 0}, "batch_size=0"),
+        ({}, {"batch_size": 3, "generator": seeds(1, 2)}, "batch_size=3.*'generator': 2"),
+        ({}, {"batch_size": 3, "latents": torch.zeros(2, 1, 8, 8)}, "batch_size=3.*'latents': 2"),
+        ({}, {"callback_on_step_end_tensor_inputs": ["noise"]}, "callback_on_step_end_tensor_inputs.*noise.*latents"),
+        ({"sample_size": None}, {}, "latents=None.*sample_size"),
+        ({}, {"num_inference_steps": 1001}, "num_inference_steps=1001.*1000"),
+        ({}, {"num_inference_steps": 0}, "num_inference_steps=0"),
+        (NULL_LESS, {}, "class_labels=None.*no null label"),
+        (NULL_LESS, {"class_labels": 0, "guidance_scale": 2.0}, "guidance_scale=2.0.*null label"),
+        (WITH_NULL, {"class_labels": "Shoe"}, r"class_labels=\['Shoe'\].*Trouser"),
+        (WITH_NULL, {"class_labels": ["Bag", "Shoe"]}, r"class_labels=\['Shoe'\].*Trouser"),
+        (WITH_NULL, {"class_labels": 4}, "class_labels=4.*0 to 3"),
+        (WITH_NULL, {"class_labels": [-1]}, r"class_labels=\[-1\].*0 to 3"),
+        (WITH_NULL, {"class_labels": []}, r"class_labels=\[\]"),
+        (WITH_NULL, {"class_labels": [0, 1], "batch_size": 3}, "batch_size=3.*'class_labels': 2"),
+        (WITH_NULL, {"class_labels": [0, 1], "generator": seeds(1, 2, 3)}, "'class_labels': 2.*'generator': 3"),
+    ],
+)
+def test_refuses(config, kwargs, words):
+    pipe = make_pipeline(**config)
+    pipe.unet.forward = None  # no work is done before the refusal
+    with pytest.raises(ValueError, match=words):
+        pipe(**kwargs)
