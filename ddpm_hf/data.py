@@ -346,8 +346,8 @@ def _load_idx(folder: Path, split: str, columns: dict, shape: tuple[int, int, in
         raise ValueError(f"streaming=True: the IDX files of {folder} can only be read whole")
     for argument, named in columns.items():
         _find_column(IDX_FEATURES, argument, named)
-    images = {name: _read_idx(file) for name, file in _idx_files(folder, "images").items()}
-    labels = {name: _read_idx(file) for name, file in _idx_files(folder, "labels").items()}
+    found = (_idx_files(folder, kind) for kind in ("images", "labels"))
+    images, labels = ({name: _read_idx(file) for name, file in files.items()} for files in found)
     for name, pixels in images.items():
         if name not in labels or pixels.ndim != 3 or labels[name].shape != pixels.shape[:1]:
             raise ValueError(f"{folder}: the {name} images, of shape {pixels.shape}, need a file of as many labels")
@@ -372,8 +372,8 @@ def _from_datasets(loaded, columns: dict, shape: tuple[int, int, int], fingerpri
         if label_column is not None and class_names is None:
             raise ValueError(f"label_column={label_column!r}: {features[label_column]}, streaming needs ClassLabel")
         return StreamedImages(loaded, image_column, label_column, shape, class_names, fingerprint)
-    labels = None
-    if label_column is not None:
+    labels = None  # also where folders train/ and test/ hold no classes: datasets gives those a column of nulls
+    if columns["label_column"] or (label_column and loaded.data.column(label_column).null_count < len(loaded)):
         if getattr(features[label_column], "dtype", None) in STRINGS:
             loaded = loaded.class_encode_column(label_column)
             class_names = loaded.features[label_column].names
@@ -381,9 +381,9 @@ def _from_datasets(loaded, columns: dict, shape: tuple[int, int, int], fingerpri
         if (labels < 0).any():
             raise ValueError(f"label_column={label_column!r}: {(labels < 0).sum()} of {len(labels)} have no label")
         class_names = class_names or [str(label) for label in range(labels.max() + 1)]
-    pixels = DecodedOnAccess(loaded, image_column, shape)
-    fits = 0 < math.prod(pixels.shape) <= MAX_BYTES_IN_MEMORY
-    return ImageDataset(pixels.in_memory() if fits else pixels, labels, class_names)
+    stored = DecodedOnAccess(loaded, image_column, shape)
+    pixels = stored.in_memory() if 0 < math.prod(stored.shape) <= MAX_BYTES_IN_MEMORY else stored
+    return ImageDataset(pixels, labels, None if labels is None else class_names)
 
 
 def _find_column(features: dict, argument: str, named: str | None) -> str | None:

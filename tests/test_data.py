@@ -98,6 +98,14 @@ def test_imagefolder(idx):
     assert torch.equal(folder.images[folder.labels == 1], idx.images[idx.labels == 7][:4])
 
 
+def test_folders_of_splits_without_classes(tmp_path):
+    for name in ("train/a.png", "train/b.png", "test/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        PIL.Image.new("L", (28, 28), 100).save(tmp_path / name)
+    data = load_image_dataset(str(tmp_path), split="train", **GRAY)
+    assert len(data) == 2 and data.labels is None and data.class_names is None
+
+
 def test_imagefolder_with_metadata(tmp_path):
     shutil.copytree(Path(IMAGEFOLDER, "Sneaker"), tmp_path / "photos")
     rows = [{"file_name": f"{i}.png", "label": "left" if i % 2 else "right"} for i in range(4)]
