@@ -12,8 +12,8 @@ metrics.json, the dict that `evaluate` returns:
     spreads      name -> standard deviation over seeds; of bits_per_dim the standard error over images, noise and t
     unavailable  metric -> why it could not be had
     details      what does not fit one number: terms of bits_per_dim, accuracy_of_class, each seed's values
-    sweep        with --sweep: a list of {sampler, num_inference_steps, fid, seconds_per_image}
-    settings     every option, the model, fingerprints and sizes of the data, versions, device, num_processes
+    sweep        with --sweep: a list of {sampler, num_inference_steps, seconds_per_image, fid, spread}
+    settings     every option, the model and a hash of its weights, fingerprints and sizes of the data, versions, ...
     seconds      phase -> wall time
     command      as it was typed
 """
@@ -22,6 +22,7 @@ import dataclasses
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from operator import itemgetter
 from typing import Any
@@ -34,18 +35,21 @@ from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
 from ddpm_hf import fidelity, hub
+from ddpm_hf.cores import use_all_cores
 from ddpm_hf.data import load_image_dataset
-from ddpm_hf.evaluation_config import NEEDS, SAMPLERS, EvaluationConfig
+from ddpm_hf.evaluation_config import NEEDS, PRECISIONS, SAMPLERS, EvaluationConfig
 from ddpm_hf.likelihood import Bound, split_chain, variational_bound
 from ddpm_hf.measures import (
     Measure,
     classifier_measure,
     concatenate,
+    fingerprint,
     inception_measure,
     neighbors_measure,
     pixels,
     save_cache,
 )
+from ddpm_hf.pipeline_ddpm_image import DEFAULT_NUM_INFERENCE_STEPS
 from ddpm_hf.scheduling_ddpm_noise import DDPMNoiseScheduler
 
 
@@ -64,11 +68,13 @@ class Evaluation:
     """One model, its data, and what measures them."""
 
     def __init__(self, model: str, config: EvaluationConfig):
-        self.model, self.config, self.state = model, config, _join_ranks()
+        self.model, self.state = model, _join_ranks()
+        use_all_cores(self.state)
         self.pipeline = hub.load(model, revision=config.revision).to(self.state.device)
-        self.pipeline.unet.eval()
+        self.pipeline.unet.eval().to(memory_format=torch.channels_last)
         self.pipeline.set_progress_bar_config(disable=True)
         self.scheduler_config = self.pipeline.scheduler.config
+        self.config = self._resolve_sampling(config)
         self.is_conditional = self.pipeline.unet.config.num_class_embeds is not None
         self.train, self.test = (self._load_data(split) for split in (config.split, config.test_split))
         self.metrics = self._choose_metrics()
@@ -123,13 +129,24 @@ class Evaluation:
                 f"model={self.model!r} takes labels 0 to {num_labels - 1}; dataset={config.dataset!r} has {found}."
             )
 
+    def _resolve_sampling(self, config: EvaluationConfig) -> EvaluationConfig:
+        """The config with the sampler and the number of steps that the pipeline would take by itself."""
+        sampler, steps, num_train = config.sampler, config.num_inference_steps, len(self.pipeline.scheduler)
+        if sampler is None and isinstance(self.pipeline.scheduler, DDPMNoiseScheduler):
+            sampler = "ddim" if steps is None else "ddpm"
+        if steps is None:
+            steps = num_train if sampler == "ddpm" else min(DEFAULT_NUM_INFERENCE_STEPS, num_train)
+        return dataclasses.replace(config, sampler=sampler, num_inference_steps=steps)
+
     def _check_sampling(self) -> None:
         config, scheduler = self.config, self.scheduler_config
         if config.guidance_scale != 1 and not self.is_conditional:
             raise ValueError(
                 f"guidance_scale={config.guidance_scale}, but model={self.model!r} takes no class labels."
             )
-        chosen = [(config.sampler, 1 if config.num_inference_steps is None else config.num_inference_steps)]
+        if config.mixed_precision == "fp16" and self.state.device.type == "cpu":
+            raise ValueError("mixed_precision='fp16' needs a GPU: choose bf16 or no.")
+        chosen = [(config.sampler, config.num_inference_steps)]
         for sampler, steps in config.parse_sweep_points() if config.sweep else chosen:
             if not 1 <= steps <= scheduler.num_train_timesteps:
                 raise ValueError(f"{steps} steps: model={self.model!r} has 1 to {scheduler.num_train_timesteps}.")
@@ -164,12 +181,12 @@ class Evaluation:
 
     # ------------------------------------------------------------------ work, spread over ranks
 
-    def _over_batches(self, num_items: int, function: Callable[[range], object], phase: str) -> list:
+    def _over_batches(self, num_items: int, function: Callable[[range], object], phase: str, title: str = "") -> list:
         """function(indices) of every batch, in order, on all ranks; whole batches are dealt out."""
         start, size = time.perf_counter(), self.config.batch_size
         batches = [range(i, min(i + size, num_items)) for i in range(0, num_items, size)]
         mine = list(enumerate(batches))[self.state.process_index :: self.state.num_processes]
-        bar = tqdm(mine, desc=phase, unit="batch", disable=not self.state.is_main_process)
+        bar = tqdm(mine, desc=title or phase, unit="batch", disable=not self.state.is_main_process)
         results = gather_object([(number, function(indices)) for number, indices in bar])
         self.seconds[phase] = self.seconds.get(phase, 0) + time.perf_counter() - start
         return [result for _, result in sorted(results, key=itemgetter(0))]
@@ -184,39 +201,41 @@ class Evaluation:
         path = measure.cache_file(self.config.cache_dir, dataset.fingerprint)
         if not broadcast_object_list([path.exists()])[0]:
             batches = self._over_batches(
-                len(dataset), lambda indices: measure.function(pixels(dataset, indices)), f"real images, {name}"
+                len(dataset), lambda indices: measure.function(pixels(dataset, indices)), f"{name} of real images"
             )
             if self.state.is_main_process:
                 save_cache(path, concatenate(batches))
         return load_file(path) if self.state.is_main_process else None
 
-    def samples(self, seed: int, sampler: str | None, num_inference_steps: int | None) -> dict[str, torch.Tensor]:
+    def samples(self, seed: int, sampler: str | None, num_inference_steps: int) -> dict[str, torch.Tensor]:
         """num_images samples as uint8 "images", their "labels" if asked for, and every measure of them."""
         labels = self.test.labels[self.subset(seed)] if self.is_conditional else None
         options = {"num_inference_steps": num_inference_steps, "guidance_scale": self.config.guidance_scale}
         if sampler is not None:
             scheduler_class, options["eta"] = SAMPLERS[sampler]
             self.pipeline.scheduler = scheduler_class.from_config(self.scheduler_config)
-            if sampler == "ddpm" and num_inference_steps is None:
-                options["num_inference_steps"] = self.scheduler_config.num_train_timesteps
+        dtype = PRECISIONS[self.config.mixed_precision]
 
         def draw(indices: range) -> dict[str, torch.Tensor]:
             generators = [torch.Generator().manual_seed(_key(seed, i)) for i in indices]
             asked = {} if labels is None else {"labels": labels[indices.start : indices.stop]}
-            images = self.pipeline(
-                batch_size=len(indices),
-                generator=generators,
-                output_type="pt",
-                class_labels=asked.get("labels"),
-                **options,
-            ).images
-            images = fidelity.to_uint8(images).cpu()
-            found = {"images": images} | asked
-            for measure in self.measures.values():
-                found |= measure.function(images)
-            return found
+            with torch.autocast(self.state.device.type, dtype, enabled=dtype != torch.float32):
+                images = self.pipeline(
+                    batch_size=len(indices),
+                    generator=generators,
+                    output_type="pt",
+                    class_labels=asked.get("labels"),
+                    **options,
+                ).images
+            return {"images": fidelity.to_uint8(images).cpu()} | asked
 
-        return concatenate(self._over_batches(self.config.num_images, draw, "samples"))
+        title = f"{sampler or 'samples'}, {num_inference_steps} steps, seed {seed}"
+        samples = concatenate(self._over_batches(self.config.num_images, draw, "samples", title))
+        images = samples["images"]
+        for name, measure in self.measures.items():
+            function = partial(_measure_rows, measure.function, images)
+            samples |= concatenate(self._over_batches(len(images), function, f"{name} of samples"))
+        return samples
 
     def bound(self) -> dict:
         """`Bound.summary` of num_images test images."""
@@ -246,7 +265,7 @@ class Evaluation:
             "details": {},
         }
         if config.sweep:
-            result["sweep"] = self.sweep()
+            self.sweep(result)
         if not config.sweep and "bpd" in self.metrics:
             details = result["details"]["bits_per_dim"] = self.bound()
             result["metrics"]["bits_per_dim"] = details["bits_per_dim"]
@@ -284,8 +303,9 @@ class Evaluation:
             floors.append(self._figures(name, test, real, seed))
         for key, value in figures[0].items():
             each = [figure[key] for figure in figures]
-            if isinstance(value, dict):
-                result["details"][key] = {part: float(np.mean([figure[part] for figure in each])) for part in value}
+            if isinstance(value, dict):  # of classes; a small set may lack one
+                parts = {part: [figure[part] for figure in each if part in figure] for part in set().union(*each)}
+                result["details"][key] = {part: float(np.mean(values)) for part, values in sorted(parts.items())}
                 continue
             result["metrics"][key] = float(np.mean(each))
             result["floors"][key] = float(np.mean([floor[key] for floor in floors]))
@@ -315,22 +335,20 @@ class Evaluation:
             "memorized_share": fidelity.memorized_share(fake["distances"], real["test"]["distances"]),
         }
 
-    def sweep(self) -> list[dict]:
-        """FID and seconds per image of each sampler and number of steps, on the first seed's samples."""
-        real, points = self.real_images(), []
-        for sampler, steps in self.config.parse_sweep_points():
+    def sweep(self, result: dict) -> None:
+        """FID and seconds per image of each sampler and number of steps: a list "sweep"; and the floor of FID."""
+        real, config, points = self.real_images(), self.config, []
+        for sampler, steps in config.parse_sweep_points():
             before = self.seconds.get("samples", 0)
-            samples = self.samples(self.config.seeds[0], sampler, steps)
+            samples = [self.samples(seed, sampler, steps) for seed in config.seeds]
+            seconds = (self.seconds["samples"] - before) / config.num_images / len(config.seeds)
             if self.state.is_main_process:
-                points.append(
-                    {
-                        "sampler": sampler,
-                        "num_inference_steps": steps,
-                        "fid": fidelity.frechet_distance(real["train"]["features"], samples["features"]),
-                        "seconds_per_image": (self.seconds["samples"] - before) / self.config.num_images,
-                    }
-                )
-        return points
+                found: dict[str, dict] = {"metrics": {}, "floors": result["floors"], "spreads": {}, "details": {}}
+                self._add_figures(found, "fid", samples, real)
+                figures = {"fid": found["metrics"]["fid"], "spread": found["spreads"].get("fid")}
+                point = {"sampler": sampler, "num_inference_steps": steps, "seconds_per_image": seconds}
+                points.append(point | figures)
+        result["sweep"] = points
 
     def _drawn(self, samples: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What the report shows: 64 samples, and the 8 that lie nearest to a training image with that image."""
@@ -347,6 +365,7 @@ class Evaluation:
         libraries = ("torch", "diffusers", "transformers", "torchmetrics", "accelerate", "numpy")
         return options | {
             "model": self.model,
+            "weights": fingerprint(self.pipeline.unet),
             "scheduler": dict(self.scheduler_config),
             "data": {
                 name: {"fingerprint": dataset.fingerprint, "num_images": len(dataset)}
@@ -357,6 +376,10 @@ class Evaluation:
             "num_processes": self.state.num_processes,
             "versions": {"python": platform.python_version()} | {name: version(name) for name in libraries},
         }
+
+
+def _measure_rows(function: Callable, images: torch.Tensor, indices: range) -> dict[str, torch.Tensor]:
+    return function(images[indices.start : indices.stop])
 
 
 def _key(seed: int, index: int) -> int:

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass, field
 
+import torch
 from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
 from ddpm_hf.data import FASHION_MNIST
@@ -24,6 +25,7 @@ SAMPLERS = {  # name -> scheduler class, eta
     "dpmsolver++": (DPMSolverMultistepScheduler, None),
     "unipc": (UniPCMultistepScheduler, None),
 }
+PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SWEEP = [f"ddpm:{n}" for n in (1000, 250, 100)]
 SWEEP += [f"{name}:{n}" for name in ("ddim", "dpmsolver++", "unipc") for n in (10, 20, 25, 50)]
 
@@ -51,6 +53,10 @@ class EvaluationConfig:
     )
     num_inference_steps: int | None = field(default=None, metadata={"help": "default: the pipeline's own; ddpm: all"})
     guidance_scale: float = field(default=1.0, metadata={"help": "1 is plain conditional sampling"})
+    mixed_precision: str | None = field(
+        default=None,
+        metadata={"help": "no, bf16 or fp16, of sampling alone; default: the launcher's, or else bf16"},
+    )
     bpd_timesteps: int = field(default=50, metadata={"help": "evaluated for each image (stratified); 0 is all: exact"})
     classifier: str = field(
         default="checkpoints/fashion-mnist-classifier",
@@ -71,6 +77,10 @@ class EvaluationConfig:
     def __post_init__(self):
         if unknown := set(self.metrics or ()) - set(NEEDS):
             raise ValueError(f"metrics has {sorted(unknown)}: choose from {list(NEEDS)}.")
+        if self.mixed_precision is None:
+            self.mixed_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16")
+        if self.mixed_precision not in PRECISIONS:
+            raise ValueError(f"mixed_precision={self.mixed_precision!r}: choose from {list(PRECISIONS)}.")
         if self.sampler not in (None, *SAMPLERS):
             raise ValueError(f"sampler={self.sampler!r}: choose from {list(SAMPLERS)}.")
         for name, least in {"num_images": 2, "batch_size": 1, "bpd_timesteps": 0}.items():

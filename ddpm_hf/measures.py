@@ -42,13 +42,12 @@ def classifier_measure(path: str, num_channels: int, device: torch.device) -> Me
     config = classifier.config
     if config.num_channels != num_channels:
         raise LookupError(f"classifier={path!r} sees {config.num_channels} channels, the images have {num_channels}")
-    weights = b"".join(value.cpu().numpy().tobytes() for value in classifier.state_dict().values())
 
     def function(images: torch.Tensor) -> dict[str, torch.Tensor]:
         features, logits = fidelity.classify(classifier, images)
         return {"features": features, "logits": logits}
 
-    key = f"classifier-{hashlib.sha256(weights).hexdigest()[:16]}"
+    key = f"classifier-{fingerprint(classifier)}"
     return Measure(key, function, config.hidden_sizes[-1], [config.id2label[i] for i in sorted(config.id2label)])
 
 
@@ -72,6 +71,12 @@ def neighbors_measure(train) -> Measure:
         return {"distances": distances, "neighbors": neighbors}
 
     return Measure(f"nearest-{train.fingerprint}", function)
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """Hash of a model's weights."""
+    weights = b"".join(value.cpu().contiguous().float().numpy().tobytes() for value in model.state_dict().values())
+    return hashlib.sha256(weights).hexdigest()[:16]
 
 
 def pixels(dataset, indices) -> torch.Tensor:

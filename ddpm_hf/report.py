@@ -15,16 +15,17 @@ matplotlib.use("Agg")
 
 def format_table(result: dict) -> str:
     """metrics.json as lines: each figure beside its floor and its spread, what could not be had and why, the sweep."""
-    rows = [("metric", "value", "floor", "spread")]
+    rows: list[tuple[str, ...]] = [("metric", "value", "floor", "spread")]
     for name, value in result["metrics"].items():
         beside = [result[kind].get(name) for kind in ("floors", "spreads")]
         rows.append((name, f"{value:.4g}", *("" if figure is None else f"{figure:.4g}" for figure in beside)))
     if "sweep" in result:
-        rows = [("sampler", "steps", "fid", "s/image")]
+        rows = [("sampler", "steps", "s/image", "fid", "spread")]
         for p in result["sweep"]:
-            rows.append(
-                (p["sampler"], str(p["num_inference_steps"]), f"{p['fid']:.4g}", f"{p['seconds_per_image']:.4g}")
-            )
+            figures = (p["seconds_per_image"], p["fid"], p["spread"])
+            row = ("" if figure is None else f"{figure:.4g}" for figure in figures)
+            rows.append((p["sampler"], str(p["num_inference_steps"]), *row))
+        rows.append(("floor", "", "", f"{result['floors']['fid']:.4g}", ""))
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
     lines += [f"{name}: not measured: {reason}" for name, reason in result["unavailable"].items()]
@@ -73,15 +74,20 @@ def _plot_bound(axes, bound: dict) -> None:
     axes.set_ylabel("bits/dim of one step")
 
 
-def save_sweep(path: str | Path, points: list[dict]) -> None:
-    """sweep.png: FID against seconds per image, a line for each sampler, a number of steps at each point."""
+def save_sweep(path: str | Path, result: dict) -> None:
+    """sweep.png: FID against seconds per image, a line for each sampler, a number of steps at each point, the floor."""
+    points = result["sweep"]
     figure = Figure(figsize=(8, 6), layout="constrained")
     axes = figure.subplots()
     for sampler in dict.fromkeys(point["sampler"] for point in points):
         mine = sorted((p for p in points if p["sampler"] == sampler), key=lambda p: p["num_inference_steps"])
-        axes.loglog([p["seconds_per_image"] for p in mine], [p["fid"] for p in mine], marker="o", label=sampler)
+        x, y = ([p[name] for p in mine] for name in ("seconds_per_image", "fid"))
+        axes.errorbar(x, y, [p["spread"] or 0 for p in mine], marker="o", capsize=3, label=sampler)
         for p in mine:
             axes.annotate(str(p["num_inference_steps"]), (p["seconds_per_image"], p["fid"]))
+    axes.axhline(result["floors"]["fid"], color="grey", linestyle="--", label="floor: real test images")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
     axes.set_xlabel("seconds per image")
     axes.set_ylabel("FID")
     axes.legend()

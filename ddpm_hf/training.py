@@ -31,6 +31,7 @@ from tqdm.auto import tqdm
 
 from . import checkpoints, hub, validation
 from .config import PRESETS, TrainConfig
+from .cores import use_all_cores
 from .data import SampleOrder, StreamedImages, collate_batch, load_image_dataset
 from .modeling_ddpm_unet import DDPMUNet2DModel
 from .objective import draw, drop_labels, mixed_key, training_losses
@@ -367,11 +368,6 @@ class Trainer:
             tqdm.write(message)
 
 
-def _num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _make_accelerator(config: TrainConfig) -> Accelerator:
     """The Accelerator of this rank; a launch that is not what was asked for is refused."""
     # `accelerate launch --cpu --num_processes 2` starts one process; only the port for the others gives it away.
@@ -385,8 +381,7 @@ def _make_accelerator(config: TrainConfig) -> Accelerator:
         log_with=None if config.report_to == "none" else config.report_to,
         project_config=ProjectConfiguration(config.output_dir, logging_dir=f"{config.output_dir}/logs"),
     )
-    if accelerator.device.type == "cpu":  # `accelerate launch` leaves each rank one thread
-        torch.set_num_threads(max(_num_cores() // accelerator.num_processes, 1))
+    use_all_cores(accelerator)
     if accelerator.device.type == "cpu" and config.mixed_precision == "fp16":
         raise ValueError(
             "mixed_precision='fp16' needs a GPU (on a CPU torch would silently compute in float32): choose bf16 or no."

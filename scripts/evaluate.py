@@ -35,7 +35,7 @@ def main() -> int:
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(result, indent=2) + "\n")
     if config.sweep:
-        report.save_sweep(output.with_name("sweep.png"), result["sweep"])
+        report.save_sweep(output.with_name("sweep.png"), result)
     else:
         report.save_report(output.with_name("report.png"), result, drawn)
     print(report.format_table(result))

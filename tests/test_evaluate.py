@@ -19,6 +19,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel, evaluation, hub, report
 from ddpm_hf.evaluation import Evaluation, evaluate
 from ddpm_hf.evaluation_config import EvaluationConfig
+from ddpm_hf.fidelity import to_uint8
 
 ROOT = Path(__file__).parents[1]
 UNET = {
@@ -76,6 +77,7 @@ def options(home: Path, **changes) -> dict:
         "seeds": [0, 1],
         "batch_size": 6,
         "num_inference_steps": 3,
+        "mixed_precision": "no",
         "bpd_timesteps": 4,
     } | changes
 
@@ -107,6 +109,7 @@ def test_settings_are_enough_to_repeat_it(home, one_rank):
     known = {key: settings[key] for key in options(home) if key != "cache_dir"}
     repeated, _ = evaluate(settings["model"], EvaluationConfig(**known, cache_dir=str(home / "cache")))
     assert repeated["metrics"] == one_rank[0]["metrics"] and repeated["floors"] == one_rank[0]["floors"]
+    assert (settings["sampler"], settings["num_inference_steps"]) == ("ddpm", 3) and settings["weights"]
     assert settings["data"]["train"]["num_images"] == 70 and len(settings["data"]["train"]["fingerprint"]) >= 16
 
 
@@ -145,6 +148,34 @@ def test_samples_depend_on_the_seed_and_their_number_not_on_the_batch(home):
     assert not torch.equal(whole, samples(1, batch_size=20))
 
 
+def test_the_pipelines_own_sampler_is_written_down(home):
+    for given, chosen in (
+        ({}, ("ddim", 20)),
+        ({"num_inference_steps": 4}, ("ddpm", 4)),
+        ({"sampler": "ddpm"}, ("ddpm", 20)),
+        ({"sampler": "unipc"}, ("unipc", 20)),
+    ):
+        asked = {"num_inference_steps": None, "metrics": ["memorization"]} | given
+        config = Evaluation(str(home / "model"), EvaluationConfig(**options(home, **asked))).config
+        assert (config.sampler, config.num_inference_steps) == chosen
+    default = Evaluation(str(home / "model"), EvaluationConfig(**options(home, num_inference_steps=None)))
+    drawn = default.samples(0, default.config.sampler, default.config.num_inference_steps)
+    generators = [torch.Generator().manual_seed(evaluation._key(0, i)) for i in range(20)]
+    own = hub.load(str(home / "model"))(20, generators, class_labels=drawn["labels"], output_type="pt").images
+    assert (to_uint8(own).int() - drawn["images"].int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("mixed_precision", ["bf16", None])
+def test_bf16_is_of_sampling_alone_and_near_to_float32(home, one_rank, mixed_precision, monkeypatch):
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    config = EvaluationConfig(**options(home, metrics=["bpd", "memorization"], mixed_precision=mixed_precision))
+    half, drawn = evaluate(str(home / "model"), config)
+    assert half["settings"]["mixed_precision"] == "bf16"
+    assert half["metrics"]["bits_per_dim"] == one_rank[0]["metrics"]["bits_per_dim"]
+    difference = (drawn["samples"].int() - one_rank[1]["samples"].int()).abs()
+    assert 0 < difference.max() and difference.float().mean() < 2
+
+
 def test_real_images_are_measured_once(home, one_rank, monkeypatch):
     again = Evaluation(str(home / "model"), EvaluationConfig(**options(home, metrics=["fid", "memorization"])))
 
@@ -167,6 +198,7 @@ def test_real_images_as_samples_reach_the_floor(home, monkeypatch):
         images = perfect.test[[int(i) for i in indices]]["x_0"] / 2 + 0.5
         return type("Output", (), {"images": images})
 
+    draw.unet = perfect.pipeline.unet
     drawn = [int(i) for seed in config.seeds for i in perfect.subset(seed)]
     monkeypatch.setattr(perfect, "pipeline", draw)
     result, _ = perfect.run()
@@ -177,6 +209,24 @@ def test_a_stock_pipeline_is_measured_as_it_is(home):
     result, _ = evaluate(str(home / "stock"), EvaluationConfig(**options(home, seeds=[3], bpd_timesteps=0)))
     assert "accuracy" not in result["metrics"] and not result["spreads"].keys() - {"bits_per_dim"}
     assert len(result["details"]["bits_per_dim"]["per_timestep"]) == 20  # exact: all of the chain
+
+
+def test_a_colour_pipeline_of_google_is_measured(home, tmp_path):
+    """The shape of google/ddpm-cifar10-32, saved by diffusers: three channels, no classes, published attention names."""
+    for i in range(30):
+        path = tmp_path / "data" / ("train" if i < 20 else "test") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+    config = {"in_channels": 3, "out_channels": 3, "downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1}
+    config |= {"attention_head_dim": None, "down_block_types": ("DownBlock2D", "AttnDownBlock2D")}
+    config |= {"up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    unet = UNet2DModel(**UNET | config)
+    DDPMPipeline(unet, DDPMScheduler(**CHAIN, variance_type="fixed_large")).save_pretrained(tmp_path / "google")
+    changes = {"dataset": str(tmp_path / "data"), "num_images": 10, "metrics": ["bpd", "memorization"]}
+    result, drawn = evaluate(str(tmp_path / "google"), EvaluationConfig(**options(home, **changes)))
+    assert np.isfinite(list(result["metrics"].values())).all() and drawn["samples"].shape == (10, 3, 8, 8)
+    report.save_report(tmp_path / "report.png", result, drawn)
+    assert Image.open(tmp_path / "report.png").width > 1000
 
 
 def test_a_model_with_learned_variance_is_measured(home):
@@ -191,8 +241,9 @@ def test_sweep_measures_every_sampler(home, tmp_path):
     result, _ = evaluate(str(home / "model"), config)
     assert [point["sampler"] for point in result["sweep"]] == ["ddpm", "ddim", "dpmsolver++", "unipc"]
     assert len({point["fid"] for point in result["sweep"]}) == 4
+    assert all(point["spread"] > 0 for point in result["sweep"]) and result["floors"]["fid"] > 0
     assert all(point["seconds_per_image"] > 0 for point in result["sweep"])
-    report.save_sweep(tmp_path / "sweep.png", result["sweep"])
+    report.save_sweep(tmp_path / "sweep.png", result)
     assert Image.open(tmp_path / "sweep.png").width > 100
     assert "dpmsolver++" in report.format_table(result)
 
@@ -236,6 +287,8 @@ def test_a_metric_that_cannot_be_had_is_named_and_the_rest_is_computed(home, scr
         ("model", {"num_images": 1}, "num_images=1 must be at least 2"),
         ("model", {"seeds": [1, 1]}, r"seeds=\[1, 1\]: give one or more different numbers"),
         ("model", {"sampler": "euler"}, "sampler='euler': choose from"),
+        ("model", {"mixed_precision": "fp8"}, "mixed_precision='fp8': choose from"),
+        ("model", {"mixed_precision": "fp16"}, "mixed_precision='fp16' needs a GPU"),
         ("model", {"bpd_timesteps": 21, "metrics": ["bpd"]}, "num_timesteps=21: choose 2 .* to 20"),
         ("model", {"sweep": True, "sweep_points": ["ddim"]}, "sweep_points has 'ddim': give SAMPLER:STEPS"),
         ("model", {"sweep": True, "sweep_points": ["ddim:21"]}, "21 steps: model=.* has 1 to 20"),

@@ -10,15 +10,19 @@ PACKAGE = ROOT / "ddpm_hf"
 HUB_FILES = {"modeling_ddpm_unet", "scheduling_ddpm_noise", "pipeline_ddpm_image"}
 ALLOWED_SIBLINGS = {
     **dict.fromkeys(
-        HUB_FILES | {"objective", "likelihood", "fidelity", "data", "config", "grid", "report", "checkpoints"}, set()
+        HUB_FILES
+        | {"objective", "likelihood", "fidelity", "data", "config", "cores", "grid", "report", "checkpoints"},
+        set(),
     ),
     "evaluation_config": {"data", "scheduling_ddpm_noise"},
     "model_card": set(),
     "hub": HUB_FILES | {"model_card"},
     "validation": {"grid", "objective"},
-    "training": HUB_FILES | {"validation", "checkpoints", "config", "data", "objective", "likelihood", "grid", "hub"},
+    "training": HUB_FILES
+    | {"validation", "checkpoints", "config", "cores", "data", "objective", "likelihood", "grid", "hub"},
     "measures": {"data", "fidelity"},
-    "evaluation": {"data", "evaluation_config", "fidelity", "hub", "likelihood", "measures", "scheduling_ddpm_noise"},
+    "evaluation": {"cores", "data", "evaluation_config", "fidelity", "hub", "likelihood", "measures"}
+    | {"pipeline_ddpm_image", "scheduling_ddpm_noise"},
     "__init__": HUB_FILES,
 }
 STANDARD = {"collections", "inspect", "json", "math", "pathlib", "shutil", "typing"}
