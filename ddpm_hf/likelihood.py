@@ -103,11 +103,14 @@ def variational_bound(
     chain = scheduler.timesteps.flip(0).cpu()  # ascending: position 0 is the decoder's
     strata = split_chain(len(chain), num_timesteps)
     timesteps = torch.stack([chain[_draw_positions(strata, seed, int(i))] for i in indices])
+    condition = {} if class_labels is None else {"class_labels": class_labels}
     terms = []
     for column in timesteps.T:
         draws = [_draw_noise(x_0.shape[1:], seed, int(i), int(t)) for i, t in zip(indices, column)]
-        noise = torch.stack(draws).to(x_0.device)
-        terms.append(bound_term(model, scheduler, x_0, column.to(x_0.device), noise, class_labels).cpu())
+        noise, t = torch.stack(draws).to(x_0.device), column.to(x_0.device)
+        x_t = scheduler.add_noise(x_0, noise, t)
+        model_output = model(x_t.to(getattr(model, "dtype", x_t.dtype)), t, **condition).sample
+        terms.append(bound_term(scheduler, model_output, x_0, x_t, t).cpu())
     return Bound(
         prior=prior_term(scheduler, x_0).cpu(),
         terms=torch.stack(terms, dim=1),
@@ -143,27 +146,20 @@ def _draw_noise(shape: torch.Size, seed: int, index: int, t: int) -> torch.Tenso
 
 
 def bound_term(
-    model,
-    scheduler,
-    x_0: torch.Tensor,
-    timesteps: torch.Tensor,
-    noise: torch.Tensor,
-    class_labels: torch.Tensor | None = None,
+    scheduler, model_output: torch.Tensor, x_0: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor
 ) -> torch.Tensor:
-    """L_{t-1}, or L_0 at the chain's last timestep, of each image for the x_t that `noise` makes: (B,) bits/dim.
+    """L_{t-1}, or L_0 at the chain's last timestep, of each image: float64 (B,) bits/dim, differentiable in `model_output`.
 
-    x_0, noise: (B, C, H, W) float64; timesteps: int64 (B,), each on the chain.
+    x_0, x_t: (B, C, H, W); model_output: the same, or (B, 2C, H, W) where the variance is learned; timesteps: int64 (B,), on the chain.
     """
-    x_t = scheduler.add_noise(x_0, noise, timesteps)
-    condition = {} if class_labels is None else {"class_labels": class_labels}
-    model_output = model(x_t.to(getattr(model, "dtype", x_t.dtype)), timesteps, **condition).sample
+    model_output, x_0, x_t = model_output.double(), x_0.double(), x_t.double()
     channels = x_0.shape[1] * (2 if scheduler.config.variance_type.startswith("learned") else 1)
     if model_output.shape[1] != channels:
         raise ValueError(
             f"The model gives {model_output.shape[1]} channels, but variance_type={scheduler.config.variance_type!r}"
             f" with images of {x_0.shape[1]} needs {channels}."
         )
-    mean_p, log_variance_p, _ = scheduler.p_mean_variance(model_output.double(), timesteps, x_t)
+    mean_p, log_variance_p, _ = scheduler.p_mean_variance(model_output, timesteps, x_t)
     mean_q, variance_q = scheduler.posterior(x_0, x_t, timesteps)
     kl = normal_kl(mean_q, variance_q.log(), mean_p, log_variance_p)
     decoder = -discretized_log_likelihood(x_0, mean_p, log_variance_p)

@@ -29,7 +29,7 @@ from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
-from . import checkpoints, hub, validation
+from . import checkpoints, hub, likelihood, validation
 from .config import PRESETS, TrainConfig
 from .cores import use_all_cores
 from .data import SampleOrder, StreamedImages, collate_batch, load_image_dataset
@@ -154,7 +154,8 @@ class Trainer:
                 forward = (self.step * config.gradient_accumulation_steps + i) * accelerator.num_processes
                 # Dropout's; keys from 0 on are the samples'.
                 torch.manual_seed(mixed_key(config.seed, -1 - forward - accelerator.process_index))
-                loss = training_losses(self.model, self.scheduler, x_0, t, noise, labels, config.snr_gamma).mean()
+                inputs = (x_0, t, noise, labels, config.snr_gamma, likelihood.bound_term)
+                loss = training_losses(self.model, self.scheduler, *inputs).mean()
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     grad_norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)

@@ -1,12 +1,15 @@
 """Algorithm 1: its draws depend on (seed, position) alone, and its losses are what the equations say."""
 
+import numpy as np
 import pytest
 import torch
+from torch.distributions import Normal, kl_divergence
 
 from ddpm_hf import DDPMNoiseScheduler
+from ddpm_hf.likelihood import bound_term
 from ddpm_hf.objective import draw, drop_labels, training_losses
 
-SHAPE = (1, 4, 4)
+SHAPE = torch.Size((1, 4, 4))
 
 
 def test_draws_do_not_depend_on_the_batch():
@@ -74,3 +77,75 @@ def test_min_snr_weighs_the_same_error_in_x_0_alike():
     assert torch.allclose(losses[0], losses[1], rtol=1e-3) and torch.allclose(losses[0], losses[2], rtol=1e-3)
     snr = abar.flatten() / (1 - abar.flatten())
     assert torch.allclose(losses[1], snr.clamp(max=5) * 0.01, rtol=1e-4)
+
+
+@pytest.fixture(params=[("learned_range", "epsilon"), ("learned", "v_prediction"), ("learned_range", "sample")])
+def hybrid(request):
+    """A scheduler with a learned variance; x_0, t, noise; an output of two halves. 8-bit images, black and white among them."""
+    variance_type, prediction_type = request.param
+    scheduler = DDPMNoiseScheduler(20, 1e-3, 0.4, variance_type=variance_type, prediction_type=prediction_type)
+    generator, t = torch.Generator().manual_seed(0), torch.tensor([0, 1, 7, 19, 0])
+    x_0 = torch.randint(256, (5, *SHAPE), generator=generator) / 127.5 - 1
+    x_0[0, :, 0], x_0[0, :, 1] = -1, 1
+    noise = torch.randn(5, *SHAPE, generator=generator)
+    prediction = scheduler.get_target(x_0, noise, t) + 0.1 * torch.randn(5, *SHAPE, generator=generator)
+    variance = torch.randn(5, *SHAPE, generator=generator) - (3 if variance_type == "learned" else 0)
+    return scheduler, (x_0, t, noise), torch.cat([prediction, variance], dim=1).requires_grad_()
+
+
+def hybrid_losses(hybrid, snr_gamma=None, bound_term=bound_term):
+    scheduler, inputs, output = hybrid
+    return training_losses(lambda *_, **__: (output,), scheduler, *inputs, None, snr_gamma, bound_term)
+
+
+def posterior_and_p(hybrid) -> tuple[Normal, Normal]:
+    """q(x_{t-1} | x_t, x_0) and p(x_{t-1} | x_t), written out from the betas in float64: Eq. 6, 7, and Eq. 15 of Improved DDPM."""
+    scheduler, (x_0, t, noise), output = hybrid
+    betas = scheduler.betas.double()
+    abar = (1 - betas).cumprod(0)
+    before = torch.cat([abar.new_ones(1), abar[:-1]])
+    beta, a, b = (table[t].view(-1, 1, 1, 1) for table in (betas, abar, before))
+    x_t = a.sqrt() * x_0 + (1 - a).sqrt() * noise
+    prediction, v = output.double().chunk(2, dim=1)
+    x_0_of = {
+        "epsilon": (x_t - (1 - a).sqrt() * prediction) / a.sqrt(),
+        "sample": prediction,
+        "v_prediction": a.sqrt() * x_t - (1 - a).sqrt() * prediction,
+    }[scheduler.config.prediction_type].clamp(-1, 1)
+    mean_q, mean_p = (b.sqrt() * beta * x + (1 - beta).sqrt() * (1 - b) * x_t for x in (x_0, x_0_of))
+    small = (1 - before) / (1 - abar) * betas
+    small_log = small.clone()
+    small_log[0] = small[1]  # beta~_0 is 0; its logarithm is the next one's
+    small, small_log = small[t].view(-1, 1, 1, 1), small_log[t].view(-1, 1, 1, 1).log()
+    log_variance = v if scheduler.variance_type == "learned" else (v + 1) / 2 * beta.log() + (1 - v) / 2 * small_log
+    return Normal(mean_q / (1 - a), small.clamp(min=1e-20).sqrt()), Normal(mean_p / (1 - a), (log_variance / 2).exp())
+
+
+def test_hybrid_loss_is_eq_16(hybrid):
+    """L_simple + 0.001 T L_{t-1}: the KL in bits/dim, and at the last step the mass of each pixel's bin."""
+    x_0, t, _ = hybrid[1]
+    q, p = posterior_and_p(hybrid)
+    kl = kl_divergence(q, p)
+    lower = torch.where(x_0 == -1, 0.0, p.cdf(x_0 - 1 / 255))
+    upper = torch.where(x_0 == 1, 1.0, p.cdf(x_0 + 1 / 255))
+    terms = torch.where(t.view(-1, 1, 1, 1) == 0, -(upper - lower).log(), kl).mean(dim=(1, 2, 3)) / np.log(2)
+    extra = (hybrid_losses(hybrid) - hybrid_losses(hybrid, bound_term=None)).double()
+    assert torch.allclose(extra, 0.001 * 20 * terms, rtol=1e-4, atol=1e-6)
+    weighed = hybrid_losses(hybrid, 5.0) - hybrid_losses(hybrid, 5.0, bound_term=None)
+    assert torch.allclose(weighed.double(), extra, atol=1e-6)  # min-SNR weighs L_simple alone
+
+
+def test_the_bound_moves_the_variance_and_never_the_mean(hybrid):
+    output, t = hybrid[2], hybrid[1][1]
+    (both,) = torch.autograd.grad(hybrid_losses(hybrid).sum(), output)
+    (simple,) = torch.autograd.grad(hybrid_losses(hybrid, bound_term=None).sum(), output)
+    assert torch.equal(both[:, :1], simple[:, :1]) and not simple[:, 1:].any()
+    q, p = posterior_and_p(hybrid)
+    by_log_variance = 0.5 * (1 - (q.variance + (q.mean - p.mean) ** 2) / p.variance)  # d KL / d log sigma^2
+    scheduler, betas = hybrid[0], hybrid[0].betas.double()
+    abar = (1 - betas).cumprod(0)
+    small = torch.cat([betas[:1], (1 - abar[:-1]) / (1 - abar[1:]) * betas[1:]])
+    slope = 1.0 if scheduler.variance_type == "learned" else ((betas / small).log() / 2)[t].view(-1, 1, 1, 1)
+    expected = 0.001 * 20 * by_log_variance * slope / np.log(2) / SHAPE.numel()
+    assert torch.allclose(both[:, 1:][t > 0].double(), expected[t > 0], rtol=1e-3, atol=1e-8)
+    assert both.isfinite().all() and both[:, 1:].any(dim=(1, 2, 3)).all()

@@ -140,6 +140,22 @@ def test_images_without_labels_train_an_unconditional_model(tmp_path, monkeypatc
     assert pipe.unet.config.num_class_embeds is None and len(pipe(2, num_inference_steps=2).images) == 2
 
 
+def test_a_learned_variance_is_learned(tmp_path):
+    """Doubled channels through weighing, bf16, validation and sampling; the variance's weights leave their first values."""
+    tiny_preset = PRESETS["tiny"]
+    tiny_preset.unet["out_channels"], tiny_preset.scheduler["variance_type"] = 2, "learned_range"
+    trainer = Trainer(tiny(tmp_path, snr_gamma=5.0, mixed_precision="bf16"))
+    before = trainer.model.conv_out.weight.detach().clone()
+    trainer.run()
+    figures, _ = trainer.validate()
+    moved = (trainer.model.conv_out.weight - before).abs().amax(dim=(1, 2, 3))
+    assert (moved > 1e-4).all() and 0 < figures["validation_loss"] < 2
+    pipe = hub.load(tmp_path / "run")
+    assert pipe.unet.config.out_channels == 2 and pipe.scheduler.config.variance_type == "learned_range"
+    images = pipe(2, class_labels=[0, 1], guidance_scale=2.0, num_inference_steps=3, output_type="np").images
+    assert images.shape == (2, 28, 28, 1)
+
+
 def test_sample_takes_a_name_before_a_number():
     """Classes named "1", "2", "3" have the labels 0, 1, 2: a name wins, and the null label is no class."""
 
@@ -226,6 +242,8 @@ def test_presets_build_and_end_in_noise(name):
     with torch.device("meta"):
         unet = DDPMUNet2DModel(**preset.unet)
     assert preset.unet["sample_size"] % 2 ** (len(unet.down_blocks) - 1) == 0
+    learned = preset.scheduler.get("variance_type", "").startswith("learned")
+    assert unet.config.out_channels == unet.config.in_channels * (2 if learned else 1)
     assert DDPMNoiseScheduler(**preset.scheduler).alphas_cumprod[-1] < 1e-3
 
 
