@@ -66,15 +66,15 @@ def _small_unet(block_out_channels: tuple[int, ...], **options) -> dict:
     )
 
 
-_SMALL = Preset(
-    unet=_small_unet((32, 64, 128), norm_num_groups=2, dropout=0.1),
+_SMALL = Preset(  # 1.8 M parameters, ten epochs of FashionMNIST
+    unet=_small_unet((32, 64, 96), layers_per_block=1, norm_num_groups=2, attention_head_dim=None),
     scheduler=_COSINE,
     training=dict(
         train_batch_size=32,
-        learning_rate=1e-3,
+        learning_rate=2e-3,
         lr_warmup_steps=500,
-        max_train_steps=60_000,
-        ema_decay=0.9995,
+        max_train_steps=18_750,
+        ema_decay=0.999,
         snr_gamma=5.0,
     ),
     class_conditional=True,
