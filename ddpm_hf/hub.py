@@ -4,7 +4,7 @@
     unet/             config.json, *.safetensors, modeling_ddpm_unet.py
     scheduler/        scheduler_config.json, scheduling_ddpm_noise.py
     README.md         the model card (model_card.py)
-    samples.png  metrics.json  training_config.yaml
+    samples.png  metrics.json  training_config.yaml  train_results.json
 
 `training.train` saves through here, every script loads through here. A pushed repo has a second branch, "stock": the
 same weights under diffusers' own classes, for those who may not run remote code. Writing is a transaction in both places:
@@ -44,7 +44,7 @@ from .pipeline_ddpm_image import DDPMImagePipeline
 logger = logging.getLogger(__name__)
 
 WEIGHTS = ("unet/*.safetensors", "unet/*.safetensors.index.json")
-EXTRAS = ("README.md", "samples.png", "metrics.json", "training_config.yaml")
+EXTRAS = ("README.md", "samples.png", "metrics.json", "training_config.yaml", "train_results.json")
 # The allow-list: whatever else lies in the folder (optimizer state, logs, keys) is never pushed.
 MODEL_FILES = (
     *("model_index.json", "pipeline_ddpm_image.py", "unet/config.json", "unet/modeling_ddpm_unet.py"),
@@ -67,7 +67,7 @@ class HubError(OSError):
 # ------------------------------------------------------------------ on disk
 
 
-def save(pipeline, folder, *, samples=None, metrics: dict | None = None, train_config: dict | None = None) -> Path:
+def save(pipeline, folder, *, samples=None, metrics=None, train_config=None, train_results=None) -> Path:
     """Save a pipeline as a model folder, all of it or nothing.
 
     A saved model that is already in `folder` stays whole until the next one is complete and on the disk; files that are
@@ -78,8 +78,9 @@ def save(pipeline, folder, *, samples=None, metrics: dict | None = None, train_c
         pipeline: a `DDPMImagePipeline`.
         folder: where to; made if missing.
         samples: a PIL image, the grid that the card shows -> samples.png.
-        metrics: results and how they were measured (see model_card.py) -> metrics.json and the card.
-        train_config: the run's options -> training_config.yaml, without tokens and without paths of this machine.
+        metrics: dict, results and how they were measured (see model_card.py) -> metrics.json and the card.
+        train_config: dict, the run's options -> training_config.yaml, without tokens and without paths of this machine.
+        train_results: dict, what the run took (see model_card.py) -> train_results.json and the card.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -91,11 +92,13 @@ def save(pipeline, folder, *, samples=None, metrics: dict | None = None, train_c
     _keep_extras(staging, [folder, Path(pipeline.config.get("_name_or_path") or folder)])
     if samples is not None:
         samples.save(staging / "samples.png")
-    if metrics is not None:
-        (staging / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    for name, figures in {"metrics.json": metrics, "train_results.json": train_results}.items():
+        if figures is not None:
+            (staging / name).write_text(json.dumps(figures, indent=2) + "\n")
     if train_config is not None:
         (staging / "training_config.yaml").write_text(yaml.safe_dump(_public(train_config), sort_keys=False))
-    if (samples, metrics, train_config) != (None, None, None) or not (staging / "README.md").exists():
+    given = any(extra is not None for extra in (samples, metrics, train_config, train_results))
+    if given or not (staging / "README.md").exists():
         write_card(pipeline, staging, folder.resolve().name).save(staging / "README.md")
     stale = set(_saved_files(folder)) - set(_saved_files(staging))
     (staging / ".stale").write_text("\n".join(sorted(stale)))

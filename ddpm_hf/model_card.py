@@ -2,7 +2,8 @@
 
 `hub.save` writes it as README.md. Its figures, and the `model-index` that the Hub reads, come from metrics.json alone:
 {"metrics": {"fid": 3.17, "bits": {"test": 3.7}}, "command": "...", ...}: numbers under "metrics" are results, the rest
-says how they were measured; `train_seconds` is the training time. A dict without "metrics" is taken to be results only.
+says how they were measured. A dict without "metrics" is taken to be results only. What training took comes from
+train_results.json: {"train_runtime": seconds, "train_steps": 6000, "train_samples": 96000, "hardware": "2 CPU cores", ...}.
 """
 
 import json
@@ -24,7 +25,7 @@ def write_card(pipeline, folder: Path, name: str, *, stock: bool = False) -> Mod
 
     Args:
         pipeline: the `DDPMImagePipeline` that is in the folder.
-        folder: holds metrics.json, training_config.yaml and samples.png, as far as there are any.
+        folder: holds metrics.json, training_config.yaml, train_results.json and samples.png, as far as there are any.
         name: the model's name, a heading and the argument of the examples.
         stock: describe the branch under diffusers' own classes.
     """
@@ -59,7 +60,7 @@ def write_card(pipeline, folder: Path, name: str, *, stock: bool = False) -> Mod
         null_label=pipeline.null_label,
         dataset=dataset,
         figures=figures,
-        train_seconds=notes.pop("train_seconds", None),
+        results=json.loads(_read(folder / "train_results.json") or "null"),
         notes=notes,
         options=options,
         has_samples=(folder / "samples.png").exists(),
@@ -74,17 +75,12 @@ def _read(path: Path) -> str:
 def _results(metrics: dict) -> tuple[dict[str, float], dict]:
     """metrics.json -> its results, finite numbers by dotted name, and what is said about them."""
     if "metrics" not in metrics:
-        metrics = {"metrics": {k: v for k, v in metrics.items() if _is_result(k, v)}} | {
-            k: v for k, v in metrics.items() if not _is_result(k, v)
-        }
+        told = {name: value for name, value in metrics.items() if isinstance(value, str)}
+        metrics = {"metrics": metrics} | told
     notes = {
         name: value for name, value in metrics.items() if name != "metrics" and not isinstance(value, (dict, list))
     }
     return _flat(metrics["metrics"]), notes
-
-
-def _is_result(name: str, value) -> bool:
-    return name != "train_seconds" and isinstance(value, (int, float, dict))
 
 
 def _flat(values: dict, prefix: str = "") -> dict[str, float]:

@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 
 from . import checkpoints, hub, likelihood, validation
 from .config import PRESETS, TrainConfig
-from .cores import use_all_cores
+from .cores import describe_hardware, use_all_cores
 from .data import SampleOrder, StreamedImages, collate_batch, load_image_dataset
 from .modeling_ddpm_unet import DDPMUNet2DModel
 from .objective import draw, drop_labels, mixed_key, training_losses
@@ -87,7 +87,7 @@ class Trainer:
         self.ema = EMAModel(self.model.parameters(), decay=config.ema_decay, foreach=True)
         self.ema.to(self.accelerator.device)
         self.accelerator.register_for_checkpointing(self.lr_scheduler, self.ema)
-        self.step = self._load_checkpoint(checkpoint) if checkpoint else 0
+        self.step, self.began = self._load_checkpoint(checkpoint) if checkpoint else (0, time.perf_counter())
         self.validation_data = None if config.streaming else self._load_validation_data()
         self.signalled: int | None = None
 
@@ -172,8 +172,7 @@ class Trainer:
     @property
     def total_batch_size(self) -> int:
         """Images of one optimizer step, over all ranks."""
-        config = self.config
-        return config.train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
+        return self.config.train_batch_size * self.config.gradient_accumulation_steps * self.accelerator.num_processes
 
     def _loader(self) -> torch.utils.data.DataLoader:
         config, accelerator = self.config, self.accelerator
@@ -268,7 +267,7 @@ class Trainer:
         accelerator = self.accelerator
         if accelerator.is_main_process:
             shutil.rmtree(aside, ignore_errors=True)
-            hub.save(self.pipeline(), aside, train_config=asdict(self.config))
+            self._save_model(aside)
         accelerator.wait_for_everyone()
         accelerator.save_state(str(aside / "state"))
         if isinstance(self.data, StreamedImages):
@@ -276,11 +275,17 @@ class Trainer:
             path.write_text(json.dumps(self.data.state_dict()))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            limit = self.config.checkpoints_total_limit
-            checkpoints.commit(self.folder, self.step, limit, data=self.data.fingerprint)
+            limit, seconds = self.config.checkpoints_total_limit, time.perf_counter() - self.began
+            checkpoints.commit(self.folder, self.step, limit, data=self.data.fingerprint, seconds=seconds)
         accelerator.wait_for_everyone()
 
-    def _load_checkpoint(self, checkpoint: Path) -> int:
+    def _save_model(self, folder: Path, **extras) -> None:
+        seconds, samples = time.perf_counter() - self.began, self.step * self.total_batch_size
+        results: dict = {"train_runtime": round(seconds, 1), "train_steps": self.step, "train_samples": samples}
+        results["hardware"] = describe_hardware(self.accelerator)
+        hub.save(self.pipeline(), folder, train_config=asdict(self.config), train_results=results, **extras)
+
+    def _load_checkpoint(self, checkpoint: Path) -> tuple[int, float]:
         config, manifest = self.config, checkpoints.read_manifest(checkpoint)
         if manifest["data"] != self.data.fingerprint:
             raise ValueError(
@@ -294,21 +299,20 @@ class Trainer:
             path = checkpoint / "state" / f"stream-{self.accelerator.process_index}.json"
             self.data.load_state_dict(json.loads(path.read_text()))
         self._say(f"Resumed from {checkpoint}.")
-        return manifest["step"]
+        return manifest["step"], time.perf_counter() - manifest.get("seconds", 0.0)
 
     def _finish(self) -> None:
         """Leave the saved model in the run's folder, and push it where that was asked for."""
         config = self.config
         figures, grid = self.validate()
         if self.accelerator.is_main_process:
-            hub.save(self.pipeline(), self.folder, samples=grid, train_config=asdict(config))
+            self._save_model(self.folder, samples=grid)
             held_out = f", held-out loss {figures['validation_loss']:.4f}" if figures else ""
             self._say(f"Saved {self.folder} after {self.step} steps{held_out}. Look at {self.folder / 'samples.png'}.")
             if config.push_to_hub:
                 repo_id = config.hub_model_id or self.folder.resolve().name
                 try:
-                    commit = hub.push(self.folder, repo_id, private=config.hub_private_repo)
-                    self._say(f"Pushed to {commit.repo_url}.")
+                    self._say(f"Pushed to {hub.push(self.folder, repo_id, private=config.hub_private_repo).repo_url}.")
                 except hub.HubError as error:  # the run is saved: a failed push must not look like a failed run
                     self._say(f"{error} Push it with scripts/push_to_hub.py {self.folder} --repo_id {repo_id}.")
 

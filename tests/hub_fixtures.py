@@ -26,8 +26,8 @@ TINY = {
 METRICS = {
     "metrics": {"fid": 3.5, "bits": {"test": 2.75}},
     "command": "scripts/evaluate.py a-command",
-    "train_seconds": 90,
 }
+TRAIN_RESULTS = {"train_runtime": 90.0, "train_steps": 250, "train_samples": 4000, "hardware": "4 CPU cores"}
 TRAIN_CONFIG = {"dataset": "zalando-datasets/fashion_mnist", "learning_rate": 1e-3, "output_dir": "/home/me/runs/tiny"}
 
 
@@ -74,7 +74,8 @@ def no_waiting(monkeypatch):
 def saved_once(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "tiny"
     grid = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
-    return hub.save(tiny_pipeline(), folder, samples=grid, metrics=METRICS, train_config=TRAIN_CONFIG)
+    extras = {"samples": grid, "metrics": METRICS, "train_config": TRAIN_CONFIG, "train_results": TRAIN_RESULTS}
+    return hub.save(tiny_pipeline(), folder, **extras)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ CODE = ["pipeline_ddpm_image.py", "scheduler/scheduling_ddpm_noise.py", "unet/mo
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 FILES = sorted(
     ["README.md", "metrics.json", "model_index.json", "samples.png", "scheduler/scheduler_config.json"]
-    + ["training_config.yaml", "unet/config.json", WEIGHTS, *CODE]
+    + ["train_results.json", "training_config.yaml", "unet/config.json", WEIGHTS, *CODE]
 )
 STOCK_FILES = ["README.md", "model_index.json", "scheduler/scheduler_config.json", "unet/config.json", WEIGHTS]
 
@@ -70,7 +70,12 @@ def test_a_new_save_replaces_the_model_and_nothing_else(saved):
     files = tree(saved)
     others = {name for name in files if files[name] == b"secret"}
     assert others == {"checkpoints/step-5/optimizer.bin", "logs/events.out", ".env", "unet/optimizer.pt", "wandb.key"}
-    kept = set(FILES) - {"metrics.json", "samples.png", "training_config.yaml"}  # they told of other weights
+    kept = set(FILES) - {
+        "metrics.json",
+        "samples.png",
+        "training_config.yaml",
+        "train_results.json",
+    }  # they told of other weights
     assert set(files) - others == kept
     assert torch.equal(hub.load(saved).unet.conv_in.weight, tiny_pipeline(seed=1).unet.conv_in.weight)
 
@@ -243,7 +248,7 @@ def test_a_push_deletes_what_an_older_model_left(remote, saved):
     HfApi().upload_file(repo_id="alice/tiny", path_in_repo="notes.txt", path_or_fileobj=b"of somebody else")
     hub.save(tiny_pipeline(seed=1), saved)
     hub.push(saved, "alice/tiny")
-    left = set(FILES) - {"metrics.json", "samples.png", "training_config.yaml"}
+    left = set(FILES) - {"metrics.json", "samples.png", "training_config.yaml", "train_results.json"}
     assert set(remote.repo("alice/tiny").at("main").files) == left | {".gitattributes", "notes.txt"}
 
 

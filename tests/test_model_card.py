@@ -23,7 +23,8 @@ def test_card_says_what_metrics_json_says(remote, saved):
     for text in (
         "samples.png",
         METRICS["command"],
-        "1.5 minutes",
+        "1.5 minutes for 4,000 images",
+        "250 steps on 4 CPU cores",
         "T-shirt",
         "scripts/train.py training_config.yaml",
         "Intended use",
@@ -35,6 +36,7 @@ def test_card_says_what_metrics_json_says(remote, saved):
 def test_card_without_anything_measured(tmp_path):
     text = (hub.save(tiny_pipeline(), tmp_path) / "README.md").read_text()
     assert "model-index" not in text and "Not measured yet" in text and "samples.png" not in text
+    assert "was not recorded" in text and "minutes" not in text
 
 
 def test_code_on_the_card_runs(remote, saved):

@@ -1,5 +1,6 @@
 """A run from data to a saved model, the same run whatever its topology and its interruptions, and what it refuses."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from conftest import DATA, TINY_UNET
 from PIL import Image
 from safetensors.torch import load_file
 
-from ddpm_hf import DDPMImagePipeline, hub
+from ddpm_hf import DDPMImagePipeline, checkpoints, hub, validation
 from ddpm_hf import config as config_module
 from ddpm_hf.config import PRESETS, Preset, TrainConfig, parse_args
 from ddpm_hf.data import load_image_dataset
@@ -28,6 +29,7 @@ def tiny_preset(monkeypatch):
     unet = TINY_UNET | {"sample_size": 28, "dropout": 0.1, "num_class_embeds": None}
     scheduler = {"num_train_timesteps": 20, "beta_schedule": "squaredcos_cap_v2"}
     monkeypatch.setitem(PRESETS, "tiny", Preset(unet, scheduler, RECIPE, class_conditional=True))
+    monkeypatch.setattr(validation, "IMAGES_PER_CLASS", 1)  # drawing takes longer than these runs
 
 
 def tiny(tmp_path, **options) -> TrainConfig:
@@ -250,3 +252,37 @@ def test_presets_build_and_end_in_noise(name):
 def test_the_test_data_is_real_and_balanced():
     data = load_image_dataset(str(DATA / "idx"), num_channels=1, image_size=28)
     assert data.images.dtype == torch.uint8 and data.labels.bincount().min() > 10
+
+
+def test_what_training_took_is_on_the_card_resumes_included(tmp_path):
+    folder = train(tiny(tmp_path, max_train_steps=3))
+    first = json.loads((folder / "train_results.json").read_text())
+    manifest = checkpoints.read_manifest(folder / "checkpoints" / "step-3")
+    assert 0 < manifest["seconds"] < first["train_runtime"] + 0.05
+    assert (first["train_steps"], first["train_samples"]) == (3, 24)
+    hour = manifest | {"seconds": 3600.0}
+    (folder / "checkpoints" / "step-3" / "state" / "manifest.json").write_text(json.dumps(hour))
+    train(tiny(tmp_path, resume=True))
+    second = json.loads((folder / "train_results.json").read_text())
+    assert second["train_samples"] == 48 and 3600 < second["train_runtime"] < 3900
+    card = (folder / "README.md").read_text()
+    assert "Training took 6" in card and f"6 steps on {second['hardware']}" in card
+
+
+def test_a_finished_run_is_pushed(tmp_path, remote, capsys):
+    train(tiny(tmp_path, max_train_steps=1, push_to_hub=True, hub_model_id="alice/run", hub_private_repo=True))
+    assert remote.repo("alice/run").private and set(remote.repo("alice/run").refs) == {"main", "stock"}
+    assert f"Pushed to {remote.endpoint}/alice/run" in capsys.readouterr().out
+
+
+def test_a_failed_push_keeps_the_run(tmp_path, remote, no_waiting, capsys):
+    """The run ends well, its model is whole, and the command that it names finishes the push."""
+    remote.fail("POST", "/commit/main", "drop", 10**6)
+    folder = train(tiny(tmp_path, max_train_steps=1, push_to_hub=True, hub_model_id="alice/run"))
+    told = capsys.readouterr().out
+    assert "Could not push" in told and f"scripts/push_to_hub.py {folder} --repo_id alice/run" in told
+    assert len(hub.load(folder)(1, num_inference_steps=2).images) == 1
+    assert len(remote.repo("alice/run").history("main")) == 1  # the Hub's own
+    remote.faults.clear()
+    hub.push(folder, "alice/run")
+    assert len(remote.repo("alice/run").history("main")) == 2
