@@ -53,6 +53,7 @@ MODEL_FILES = (
 SPACE_FILES = ("README.md", "requirements.txt", "*.py", "*.css", "*.js", "*.png")
 STOCK = "stock"
 MESSAGE = "Upload DDPM image pipeline"
+DIRECTORIES = re.compile(r"(?<![^\s='\"])/(?:[^/\s'\"]+/)*")  # of a path on this machine, in a command
 NAMED_MODEL = re.compile(r'(\b(?:from_pretrained|snapshot_download|load)\()"[^"]*"')  # in the examples of a card
 NO_PICKLES = (
     "Weights are read from .safetensors only; a .bin or .pt is refused, because unpickling it can run any code."
@@ -94,7 +95,7 @@ def save(pipeline, folder, *, samples=None, metrics=None, train_config=None, tra
         samples.save(staging / "samples.png")
     for name, figures in {"metrics.json": metrics, "train_results.json": train_results}.items():
         if figures is not None:
-            (staging / name).write_text(json.dumps(figures, indent=2) + "\n")
+            (staging / name).write_text(json.dumps(_public(figures), indent=2) + "\n")
     if train_config is not None:
         (staging / "training_config.yaml").write_text(yaml.safe_dump(_public(train_config), sort_keys=False))
     given = any(extra is not None for extra in (samples, metrics, train_config, train_results))
@@ -140,14 +141,14 @@ def _keep_extras(staging: Path, sources: list[Path]) -> None:
 
 
 def _public(value):
-    """A training option as everybody may read it: no token, and of a path on this machine the last part only."""
+    """An option or a command as everybody may read it: no token, and of a path on this machine the last part only."""
     if isinstance(value, dict):
         return {key: _public(option) for key, option in value.items() if "token" not in key.lower()}
     if isinstance(value, (list, tuple)):
         return [_public(option) for option in value]
     if isinstance(value, Path) or (isinstance(value, str) and os.path.isabs(value)):
         return Path(value).name
-    return value
+    return DIRECTORIES.sub("", value) if isinstance(value, str) else value
 
 
 def _sync(folder: Path) -> None:

@@ -1,9 +1,10 @@
 """The card of a saved model: model_card.md filled in from what lies in its folder, through huggingface_hub's ModelCard.
 
 `hub.save` writes it as README.md. Its figures, and the `model-index` that the Hub reads, come from metrics.json alone:
-{"metrics": {"fid": 3.17, "bits": {"test": 3.7}}, "command": "...", ...}: numbers under "metrics" are results, the rest
-says how they were measured. A dict without "metrics" is taken to be results only. What training took comes from
-train_results.json: {"train_runtime": seconds, "train_steps": 6000, "train_samples": 96000, "hardware": "2 CPU cores", ...}.
+{"metrics": {"fid": 3.17, "bits": {"test": 3.7}}, "command": "...", ...}: numbers under "metrics" are results, those of the
+same name under "floors" and "spreads" stand beside them, the rest says how they were measured. A dict without "metrics" is
+taken to be results only. What training took comes from train_results.json: {"train_runtime": seconds, "train_steps": 6000,
+"train_samples": 96000, "hardware": "2 CPU cores", ...}.
 """
 
 import json
@@ -31,7 +32,8 @@ def write_card(pipeline, folder: Path, name: str, *, stock: bool = False) -> Mod
     """
     options = yaml.safe_load(_read(folder / "training_config.yaml")) or {}
     dataset = str(options.get("dataset") or "unknown")
-    figures, notes = _results(json.loads(_read(folder / "metrics.json") or "{}"))
+    metrics = json.loads(_read(folder / "metrics.json") or "{}")
+    figures, notes = _results(metrics)
     results = [
         EvalResult(TASK, dataset, dataset.rpartition("/")[2], metric, value) for metric, value in figures.items()
     ]
@@ -61,6 +63,9 @@ def write_card(pipeline, folder: Path, name: str, *, stock: bool = False) -> Mod
         dataset=dataset,
         figures=figures,
         results=json.loads(_read(folder / "train_results.json") or "null"),
+        floors=_flat(metrics.get("floors", {})),
+        spreads=_flat(metrics.get("spreads", {})),
+        settings=metrics.get("settings"),
         notes=notes,
         options=options,
         has_samples=(folder / "samples.png").exists(),

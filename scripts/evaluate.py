@@ -2,8 +2,9 @@
 
     accelerate launch scripts/evaluate.py MODEL --metrics bpd fid kid --num_images 5000 --output metrics.json
 
-Writes metrics.json (the schema is in ddpm_hf/evaluation.py) and, beside it, report.png or sweep.png. Exit code 0: all
-was measured; 2: an argument is wrong, nothing was computed; 3: a metric could not be had, the others were measured.
+Writes metrics.json (the schema is in ddpm_hf/evaluation.py) and, beside it, report.png or sweep.png; with --output
+MODEL/metrics.json the card of a saved model tells the figures as well. Exit code 0: all was measured; 2: an argument is
+wrong, nothing was computed; 3: a metric could not be had, the others were measured.
 """
 
 import json
@@ -13,10 +14,9 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from ddpm_hf import report
+from ddpm_hf import hub, report
 from ddpm_hf.evaluation import evaluate
 from ddpm_hf.evaluation_config import EvaluationConfig
-from ddpm_hf.hub import HubError
 
 
 def main() -> int:
@@ -25,15 +25,21 @@ def main() -> int:
     parser.add_argument("--output", default="metrics.json", help="where the figures go")
     try:
         config, arguments = parser.parse_args_into_dataclasses()
+        output = Path(arguments.output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if output.is_dir():
+            raise ValueError(f"output={arguments.output!r} is a folder: name the file that gets the figures.")
         result, drawn = evaluate(arguments.model, config)
-    except (ValueError, FileNotFoundError, HubError) as error:
+    except (ValueError, FileNotFoundError, FileExistsError, PermissionError, hub.HubError) as error:
         parser.exit(2, f"error: {error}\n")
     if not result:  # a rank that only helped
         return 0
     result["command"] = shlex.join(["accelerate", "launch", *sys.argv])
-    output = Path(arguments.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=2) + "\n")
+    model = Path(arguments.model)
+    if output.resolve() == (model / "metrics.json").resolve() and (model / "pipeline_ddpm_image.py").exists():
+        hub.save(hub.load(arguments.model), model, metrics=result)  # its card then tells the figures
+    else:
+        output.write_text(json.dumps(result, indent=2) + "\n")
     if config.sweep:
         report.save_sweep(output.with_name("sweep.png"), result)
     else:

@@ -255,8 +255,8 @@ def script(monkeypatch, tmp_path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
-    def call(model, **values):
-        argv = ["evaluate.py", str(model), "--output", str(tmp_path / "metrics.json")]
+    def call(model, output=tmp_path / "metrics.json", **values):
+        argv = ["evaluate.py", str(model), "--output", str(output)]
         for name, value in values.items():
             argv += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
         monkeypatch.setattr(sys, "argv", argv)
@@ -276,6 +276,17 @@ def test_a_metric_that_cannot_be_had_is_named_and_the_rest_is_computed(home, scr
     assert code == 3 and set(result["metrics"]) == {"nearest_distance", "memorized_share"}
     assert set(result["unavailable"]) == {"fid_inception", "accuracy"}
     assert "fid_inception: not measured: Inception is not to be had here (no network)" in capsys.readouterr().out
+
+
+def test_the_card_of_a_saved_model_tells_its_figures(home, script, tmp_path):
+    model = hub.save(hub.load(str(home / "model")), tmp_path / "mine")
+    assert script(model, model / "metrics.json", **options(home, metrics=["bpd", "fid"])) == 0
+    result, card = json.loads((model / "metrics.json").read_text()), (model / "README.md").read_text()
+    assert re.search(rf"\| fid \| {result['metrics']['fid']:.4g} \| {result['floors']['fid']:.4g} \| [\d.]+ \|", card)
+    assert re.search(rf"\| bits_per_dim \| {result['metrics']['bits_per_dim']:.4g} \|  \| [\d.]+ \|", card)
+    assert "20 images for each of the seeds 0, 1, drawn with\nddpm in 3 steps" in card
+    assert "evaluate.py mine --output metrics.json" in card and str(home) not in card + json.dumps(result)
+    assert (model / "report.png").exists() and hub.load(str(model)).unet is not None
 
 
 @pytest.mark.parametrize(
@@ -298,6 +309,9 @@ def test_a_metric_that_cannot_be_had_is_named_and_the_rest_is_computed(home, scr
         ("stock", {"guidance_scale": 2.0}, "guidance_scale=2.0, but model=.* takes no class labels"),
         ("stock", {"sweep": True, "sweep_points": ["ddim:4"], "classifier": "./no"}, "sweep: FID cannot be had"),
         ("nowhere", {}, "nowhere"),
+        ("model", {"output": "/"}, "output='/' is a folder"),
+        ("model", {"output": "/dev/null/metrics.json"}, "/dev/null"),
+        ("model", {"dataset": "./nowhere"}, "dataset='./nowhere': there is no such folder"),
     ],
 )
 def test_refusals(home, script, capsys, tmp_path, model, changes, message):
