@@ -150,10 +150,10 @@ class Attention(nn.Module):
     @staticmethod
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """softmax(q k^T / sqrt(d)) v, each (B, heads, H*W, d)."""
-        if (
-            q.requires_grad and q.dtype == torch.bfloat16 and q.device.type == "cpu"
-        ):  # the fused backward is up to 8 times slower
-            return (q * q.shape[-1] ** -0.5 @ k.transpose(2, 3)).softmax(dim=3) @ v
+        if q.dtype == torch.bfloat16 and q.device.type == "cpu":
+            # Twice as fast as torch's fused kernel, for the scores of a few images fit the cache; the backward up to 8 times.
+            parts = zip((q * q.shape[-1] ** -0.5).split(8), k.split(8), v.split(8))
+            return torch.cat([(q @ k.transpose(2, 3)).softmax(dim=3) @ v for q, k, v in parts])
         return F.scaled_dot_product_attention(q, k, v)
 
 

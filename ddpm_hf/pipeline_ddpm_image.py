@@ -11,6 +11,7 @@ import inspect
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,12 @@ from diffusers.utils.torch_utils import randn_tensor
 
 DEFAULT_NUM_INFERENCE_STEPS = 50  # with eta=0 (DDIM): the knee of quality against time
 
-Labels = int | str | Sequence[int | str] | torch.Tensor
-
 
 class DDPMImagePipeline(DiffusionPipeline):
     """Images from noise.
 
     Args:
-        unet: predicts noise, x_0 or v from x_t and t (and a class label); float32 or half precision.
-        scheduler: DDPMNoiseScheduler, or any scheduler of diffusers.
+        unet, scheduler: ours or diffusers'; the U-Net predicts what the scheduler expects from x_t, t and a class label, if it has any.
         id2label: names of the classes; a label beyond them is the null label of classifier-free guidance.
     """
 
@@ -66,11 +64,12 @@ class DDPMImagePipeline(DiffusionPipeline):
         num_inference_steps: int | None = None,
         output_type: str | None = "pil",
         return_dict: bool = True,
-        class_labels: Labels | None = None,
+        class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
         guidance_scale: float = 1.0,
         guidance_rescale: float = 0.0,
         eta: float | None = None,
         latents: torch.Tensor | None = None,
+        autocast: bool | None = None,
         callback_on_step_end: Callable[["DDPMImagePipeline", int, torch.Tensor, dict], dict | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents", "pred_original_sample"),
     ) -> ImagePipelineOutput | tuple:
@@ -84,6 +83,7 @@ class DDPMImagePipeline(DiffusionPipeline):
             guidance_rescale: 0 to 1, how much of the guided output's deviation is put back to the unguided one's (arXiv:2305.08891, Section 3.4).
             eta: None is the scheduler's own rule; 0 is DDIM, 1 DDPM.
             latents: the initial noise x_T, (B, C, H, W), instead of a draw.
+            autocast: run the U-Net in bfloat16; None: only in the fast default, where the hardware has bfloat16. False is the reference.
             callback_on_step_end: called as f(pipe, step_index, t, tensors) after each step; a dict with "latents" that it returns replaces them.
                 It stops the loop by setting `pipe.interrupt = True`.
 
@@ -91,15 +91,15 @@ class DDPMImagePipeline(DiffusionPipeline):
         """
         labels = self._labels(class_labels)
         batch_size = self._batch_size(batch_size, labels, generator, latents)
-        labels, null_labels = self._broadcast_labels(labels, batch_size, guidance_scale)
+        labels = self._broadcast_labels(labels, batch_size, guidance_scale)
         if output_type not in ("pil", "np", "numpy", "pt"):
             raise ValueError(f"output_type={output_type!r}: choose 'pil', 'np' or 'pt'.")
-        known = self._callback_tensor_inputs
-        if unknown := set(callback_on_step_end_tensor_inputs) - set(known):
+        if unknown := set(callback_on_step_end_tensor_inputs) - set(known := self._callback_tensor_inputs):
             raise ValueError(f"callback_on_step_end_tensor_inputs has {sorted(unknown)}: choose from {known}.")
         if num_inference_steps is None:
             num_inference_steps = min(DEFAULT_NUM_INFERENCE_STEPS, self.scheduler.config.num_train_timesteps)
             eta = 0.0 if eta is None else eta
+            autocast = self._has_bfloat16() if autocast is None else autocast
 
         device = self._execution_device
         self.scheduler.set_timesteps(num_inference_steps, device=device)
@@ -108,7 +108,7 @@ class DDPMImagePipeline(DiffusionPipeline):
         self.interrupt = False
         for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
             x_t = self.scheduler.scale_model_input(latents, t)
-            output = self._predict(x_t, t, labels, null_labels, guidance_scale, guidance_rescale)
+            output = self._predict(x_t, t, labels, autocast, guidance_scale, guidance_rescale)
             step = self.scheduler.step(output, t, latents, **options)
             latents = step.prev_sample
             if callback_on_step_end is not None:
@@ -125,25 +125,24 @@ class DDPMImagePipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _predict(self, x_t, t, labels, null_labels, guidance_scale: float, guidance_rescale: float) -> torch.Tensor:
-        """The U-Net's output for x_t (B, C, H, W), guided in one batched call; float32."""
-        x_t, channels = x_t.to(self.unet.dtype), x_t.shape[1]
-        if labels is None:
-            return self.unet(x_t, t, return_dict=False)[0].float()
-        if null_labels is None:
-            return self.unet(x_t, t, labels, return_dict=False)[0].float()
-        output = self.unet(torch.cat([x_t, x_t]), t, torch.cat([labels, null_labels]), return_dict=False)[0].float()
-        cond, null = output[:, :channels].chunk(2)  # learned variance channels are not guided
+    def _predict(self, x_t, t, labels, autocast, guidance_scale: float, guidance_rescale: float) -> torch.Tensor:
+        """The U-Net's output for x_t (B, C, H, W), float32; with labels (2 B,), guided in one batched call."""
+        given, copies = ((), 1) if labels is None else ((labels,), len(labels) // len(x_t))
+        with torch.autocast(x_t.device.type, torch.bfloat16) if autocast else nullcontext():
+            inputs = x_t.to(self.unet.dtype).repeat(copies, 1, 1, 1)
+            output = self.unet(inputs, t, *given, return_dict=False)[0].float()
+        if copies == 1:
+            return output
+        cond, null = output[:, : x_t.shape[1]].chunk(2)  # learned variance channels are not guided
         guided = null + guidance_scale * (cond - null)
         if guidance_rescale > 0:
-            dims = tuple(range(1, cond.ndim))
-            rescaled = guided * (cond.std(dims, keepdim=True) / guided.std(dims, keepdim=True))
-            guided = guidance_rescale * rescaled + (1 - guidance_rescale) * guided
-        return torch.cat([guided, output[: len(guided), channels:]], dim=1)
+            ratio = cond.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)
+            guided = guided * (guidance_rescale * ratio + 1 - guidance_rescale)
+        return torch.cat([guided, output[: len(guided), x_t.shape[1] :]], dim=1)
 
     # ------------------------------------------------------------------ arguments
 
-    def _labels(self, class_labels: Labels | None) -> torch.Tensor | None:
+    def _labels(self, class_labels) -> torch.Tensor | None:
         """class_labels as int64, () for one label for all or (B,); checked against the model."""
         num_labels = self.unet.config.num_class_embeds
         if class_labels is None:
@@ -171,22 +170,19 @@ class DDPMImagePipeline(DiffusionPipeline):
         return batch_size
 
     def _broadcast_labels(self, labels: torch.Tensor | None, batch_size: int, guidance_scale: float):
-        """Labels (B,) of the images and of the null class, each None where not used."""
-        null = self.null_label
+        """Labels (B,) of the images, None where not used; with guidance, null labels for them follow."""
         if labels is None:
             if guidance_scale != 1:
                 raise ValueError(f"guidance_scale={guidance_scale} needs class_labels to guide to.")
             if self.unet.config.num_class_embeds is None:
-                return None, None
-            if null is None:
-                raise ValueError("class_labels=None: this model has no null label; name a class for each image.")
-            return torch.full((batch_size,), null, device=self._execution_device), None
-        labels = labels.expand(batch_size)
-        if guidance_scale == 1:
-            return labels, None
-        if null is None:
-            raise ValueError(f"guidance_scale={guidance_scale}: this model was trained without a null label.")
-        return labels, torch.full_like(labels, null)
+                return None
+        elif guidance_scale == 1:
+            return labels.expand(batch_size)
+        if self.null_label is None:
+            need = "class_labels=None" if labels is None else f"guidance_scale={guidance_scale}"
+            raise ValueError(f"{need}: this model has no null label; name a class for each image, guidance_scale=1.")
+        null = torch.full((batch_size,), self.null_label, device=self._execution_device)
+        return null if labels is None else torch.cat([labels.expand(batch_size), null])
 
     def _initial_noise(self, batch_size: int, generator, latents, device: torch.device) -> torch.Tensor:
         if latents is None:
@@ -196,6 +192,10 @@ class DDPMImagePipeline(DiffusionPipeline):
             shape = (batch_size, self.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         return latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
+
+    def _has_bfloat16(self) -> bool:
+        on_cpu = self._execution_device.type == "cpu"
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported() if on_cpu else torch.cuda.is_bf16_supported(False)
 
     def _step_options(self, generator, eta: float | None) -> dict:
         """What of generator and eta this scheduler's step takes."""

@@ -25,7 +25,7 @@ ALLOWED_SIBLINGS = {
     | {"pipeline_ddpm_image", "scheduling_ddpm_noise"},
     "__init__": HUB_FILES,
 }
-STANDARD = {"collections", "inspect", "json", "math", "pathlib", "shutil", "typing"}
+STANDARD = {"collections", "contextlib", "inspect", "json", "math", "pathlib", "shutil", "typing"}
 
 
 def imports(path: Path) -> set[str]:

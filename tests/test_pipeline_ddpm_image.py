@@ -148,7 +148,7 @@ def test_output_types():
 def test_the_default_is_50_ddim_steps(T):
     scheduler = DDPMNoiseScheduler(num_train_timesteps=T, beta_schedule="squaredcos_cap_v2")
     pipe = make_pipeline(scheduler=scheduler)
-    image = pipe(generator=seeds(0)[0], output_type="pt").images
+    image = pipe(generator=seeds(0)[0], autocast=False, output_type="pt").images
     assert len(pipe.scheduler.timesteps) == min(50, T)
     named = pipe(generator=seeds(0)[0], num_inference_steps=min(50, T), eta=0.0, output_type="pt").images
     ancestral = pipe(generator=seeds(0)[0], num_inference_steps=min(50, T), output_type="pt").images
@@ -272,6 +272,17 @@ def test_guidance_in_one_call_is_the_formula_in_two(labelled, rescale):
     assert (got - (x_t / 2 + 0.5).clamp(0, 1)).abs().max() < 1e-5
 
 
+def test_the_fast_default_computes_in_bfloat16_where_the_hardware_does():
+    pipe, dtypes = make_pipeline(), []
+    pipe.unet.conv_in.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+    native = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    calls = [({}, native), ({"autocast": False}, torch.float32), ({"num_inference_steps": 1}, torch.float32)]
+    for options, dtype in [*calls, ({"num_inference_steps": 1, "autocast": True}, torch.bfloat16)]:
+        dtypes.clear()
+        pipe(batch_size=2, **options)
+        assert set(dtypes) == {dtype}, options
+
+
 def test_guidance_scale_1_is_one_plain_call(labelled):
     labelled(class_labels=[0, 1], num_inference_steps=1)
     assert len(labelled.calls[0][0]) == 2
@@ -286,7 +297,7 @@ def test_guidance_leaves_the_learned_variance_alone():
     with torch.no_grad():
         cond, uncond = pipe.unet(x_t, t, labels).sample, pipe.unet(x_t, t, null).sample
         for rescale in (0.0, 1.0):
-            output = pipe._predict(x_t, t, labels, null, 3.0, rescale)
+            output = pipe._predict(x_t, t, torch.cat([labels, null]), False, 3.0, rescale)
             assert (output[:, 1:] - cond[:, 1:]).abs().max() < 1e-5
             if rescale:
                 deviation = [x[:, :1].std((1, 2, 3)) for x in (output, cond)]
