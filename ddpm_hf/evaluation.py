@@ -35,7 +35,7 @@ from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
 from ddpm_hf import fidelity, hub
-from ddpm_hf.cores import use_all_cores
+from ddpm_hf.cores import describe_hardware, use_all_cores
 from ddpm_hf.data import load_image_dataset
 from ddpm_hf.evaluation_config import NEEDS, PRECISIONS, SAMPLERS, EvaluationConfig
 from ddpm_hf.likelihood import Bound, split_chain, variational_bound
@@ -372,7 +372,7 @@ class Evaluation:
                 for name, dataset in ((self.config.split, self.train), (self.config.test_split, self.test))
             },
             "measures": {name: measure.key for name, measure in self.measures.items()},
-            "device": str(self.state.device),
+            "hardware": describe_hardware(self.state),
             "num_processes": self.state.num_processes,
             "versions": {"python": platform.python_version()} | {name: version(name) for name in libraries},
         }
