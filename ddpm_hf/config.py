@@ -5,8 +5,10 @@ training options that suit them. TrainConfig holds the options that a run may ch
 from it by `transformers.HfArgumentParser`. An option left at None is the preset's.
 """
 
+import math
 import os
 from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -40,6 +42,14 @@ def _paper_unet(sample_size: int, block_out_channels: tuple[int, ...], attention
         freq_shift=1,
         norm_eps=1e-6,
     )
+
+
+def _log_snr_linear_betas(first: float, last: float, num_train_timesteps: int = 1000) -> tuple[float, ...]:
+    """betas whose log-SNR falls linearly from `first` to `last`: then all t weigh the same in the bound, and L_simple is the bound but
+    for its decoder (Kingma et al. 2021, arXiv:2107.00630, Eq. 13)."""
+    step = (last - first) / (num_train_timesteps - 1)
+    alphas_cumprod = [1.0, *(1 / (1 + math.exp(-first - step * t)) for t in range(num_train_timesteps))]
+    return tuple(1 - after / before for before, after in pairwise(alphas_cumprod))
 
 
 _PAPER_ADAM = dict(adam_beta2=0.999, weight_decay=0.0)
@@ -101,6 +111,17 @@ PRESETS = {
         class_conditional=True,
     ),
     "fashion-mnist": _SMALL,
+    "fashion-mnist-nll": Preset(  # for bits/dim; noise from a third of a grey level to all but the prior
+        unet=_small_unet((32, 64, 64), layers_per_block=1, norm_num_groups=2, attention_head_dim=None, out_channels=2),
+        scheduler=dict(trained_betas=_log_snr_linear_betas(12.0, -7.0), variance_type="learned_range"),
+        training=dict(
+            train_batch_size=32,
+            learning_rate=2e-3,
+            lr_warmup_steps=500,
+            max_train_steps=37_500,
+            ema_decay=0.999,
+        ),
+    ),
     "mnist": Preset(_SMALL.unet, _SMALL.scheduler, _SMALL.training | {"dataset": "ylecun/mnist"}, True),
     "cifar10": Preset(  # the paper's CIFAR-10 model: FID 3.17
         unet=_paper_unet(32, (128, 256, 256, 256), attention_level=1, dropout=0.1),
