@@ -13,17 +13,13 @@ and dropout on (seed, forward pass, rank), never on the state of a global genera
 
 import json
 import logging
-import os
 import shutil
-import signal
 import time
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, broadcast_object_list, set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
@@ -31,8 +27,9 @@ from tqdm.auto import tqdm
 
 from . import checkpoints, hub, likelihood, validation
 from .config import PRESETS, TrainConfig
-from .cores import describe_hardware, use_all_cores
+from .cores import describe_hardware
 from .data import SampleOrder, StreamedImages, collate_batch, load_image_dataset
+from .launch import StopSignals, leave, make_accelerator
 from .modeling_ddpm_unet import DDPMUNet2DModel
 from .objective import draw, drop_labels, mixed_key, training_losses
 from .pipeline_ddpm_image import DDPMImagePipeline
@@ -51,7 +48,8 @@ class Trainer:
 
     def __init__(self, config: TrainConfig):
         self.config, self.folder = config, Path(config.output_dir)
-        self.accelerator = _make_accelerator(config)
+        self.accelerator = make_accelerator(config)
+        self.signals = StopSignals(self.accelerator)
         checkpoint = self._open_folder()
         preset = PRESETS[config.preset]
         unet_config = dict(preset.unet)
@@ -89,7 +87,6 @@ class Trainer:
         self.accelerator.register_for_checkpointing(self.lr_scheduler, self.ema)
         self.step, self.began = self._load_checkpoint(checkpoint) if checkpoint else (0, time.perf_counter())
         self.validation_data = None if config.streaming else self._load_validation_data()
-        self.signalled: int | None = None
 
     # ------------------------------------------------------------------ the loop
 
@@ -100,14 +97,14 @@ class Trainer:
             config.save(self.folder / "run.yaml")
         tracked = {name: "none" if value is None else value for name, value in asdict(config).items()}
         accelerator.init_trackers("ddpm_hf", config=tracked)
-        with self._signals_caught():
+        with self.signals:
             self._loop()
             if self.step == config.max_train_steps:
                 self._finish()
             else:
-                name = signal.Signals(self.signalled or signal.SIGTERM).name  # another rank's, where this one got none
-                self._say(f"Stopped by {name} at step {self.step}, saved. --resume goes on.")
-        accelerator.end_training()
+                self._say(f"Stopped by {self.signals.name} at step {self.step}, saved. --resume goes on.")
+        self.model = accelerator.unwrap_model(self.model)
+        leave(accelerator)
         return self.folder
 
     def _loop(self) -> None:
@@ -123,10 +120,11 @@ class Trainer:
             figures.append(self.train_step(batches))
             self.step += 1
             bar.update()
-            is_last, stopping = self.step == config.max_train_steps, self._is_stopping()
+            is_last, logging_now = self.step == config.max_train_steps, self.step % config.logging_steps == 0
+            stopping = self.signals.came(may_wait=logging_now)
             saving = is_last or stopping or self.step % config.checkpointing_steps == 0
             validating = not is_last and config.validation_steps and self.step % config.validation_steps == 0
-            if saving or validating or self.step % config.logging_steps == 0:
+            if saving or validating or logging_now:
                 self._log(figures, time.perf_counter() - since, bar)  # first: what is not finite is never saved
                 if validating:
                     self.validate()
@@ -347,53 +345,6 @@ class Trainer:
             return None
         return data
 
-    @contextmanager
-    def _signals_caught(self):
-        """SIGTERM and Ctrl-C end the loop after its step; both are given back afterwards (to a notebook, say)."""
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        before = [signal.signal(number, self._on_signal) for number in numbers]
-        try:
-            yield
-        finally:
-            for number, handler in zip(numbers, before):
-                signal.signal(number, handler)
-
-    def _on_signal(self, number, frame) -> None:
-        self.signalled = number
-        self.accelerator.set_trigger()
-
-    def _is_stopping(self) -> bool:
-        """Whether any rank got a signal. Ranks agree about it at the logging steps only: asking makes them wait for each other."""
-        if self.accelerator.num_processes == 1:
-            return self.signalled is not None
-        return self.step % self.config.logging_steps == 0 and self.accelerator.check_trigger()
-
     def _say(self, message: str) -> None:
         if self.accelerator.is_main_process:
             tqdm.write(message)
-
-
-def _make_accelerator(config: TrainConfig) -> Accelerator:
-    """The Accelerator of this rank; a launch that is not what was asked for is refused."""
-    # `accelerate launch --cpu --num_processes 2` starts one process; only the port for the others gives it away.
-    asked = os.environ.get(
-        "WORLD_SIZE", "2" if {"MASTER_PORT", "ACCELERATE_MIXED_PRECISION"} <= os.environ.keys() else "1"
-    )
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # else ranks without a GPU would not find each other
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=None if config.report_to == "none" else config.report_to,
-        project_config=ProjectConfiguration(config.output_dir, logging_dir=f"{config.output_dir}/logs"),
-    )
-    use_all_cores(accelerator)
-    if accelerator.device.type == "cpu" and config.mixed_precision == "fp16":
-        raise ValueError(
-            "mixed_precision='fp16' needs a GPU (on a CPU torch would silently compute in float32): choose bf16 or no."
-        )
-    if int(asked) != accelerator.num_processes:
-        raise ValueError(
-            f"The launcher was asked for {asked} ranks, but each would train alone. `accelerate launch --cpu` starts one"
-            f" rank, whatever it is asked for: use `torchrun --nproc_per_node {asked} scripts/train.py`."
-        )
-    return accelerator

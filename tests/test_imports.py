@@ -11,15 +11,16 @@ HUB_FILES = {"modeling_ddpm_unet", "scheduling_ddpm_noise", "pipeline_ddpm_image
 ALLOWED_SIBLINGS = {
     **dict.fromkeys(
         HUB_FILES
-        | {"objective", "likelihood", "fidelity", "data", "config", "cores", "grid", "report", "checkpoints"},
+        | {"objective", "likelihood", "fidelity", "data", "config", "cores", "ema", "grid", "report", "checkpoints"},
         set(),
     ),
     "evaluation_config": {"data", "scheduling_ddpm_noise"},
     "model_card": set(),
     "hub": HUB_FILES | {"model_card"},
     "validation": {"grid", "objective"},
+    "launch": {"config", "cores"},
     "training": HUB_FILES
-    | {"validation", "checkpoints", "config", "cores", "data", "objective", "likelihood", "grid", "hub"},
+    | {"validation", "checkpoints", "config", "cores", "data", "ema", "launch", "likelihood", "objective", "hub"},
     "measures": {"data", "fidelity"},
     "evaluation": {"cores", "data", "evaluation_config", "fidelity", "hub", "likelihood", "measures"}
     | {"pipeline_ddpm_image", "scheduling_ddpm_noise"},

@@ -99,7 +99,7 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path, capsys):
 
     def interrupted(batches):
         if trainer.step == 2:
-            trainer._on_signal(2, None)
+            trainer.signals.catch(2)
         return step(batches)
 
     trainer.train_step = interrupted

@@ -1,0 +1,78 @@
+"""One rank and the launcher that started it: its Accelerator, the signals that stop it, and how it leaves. `training` runs in between."""
+
+import os
+import signal
+from types import FrameType
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+
+from .config import TrainConfig
+from .cores import use_all_cores
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """The Accelerator of this rank; a launch that is not what was asked for is refused."""
+    # `accelerate launch --cpu --num_processes 2` starts one process; only the port for the others gives it away.
+    asked = os.environ.get(
+        "WORLD_SIZE", "2" if {"MASTER_PORT", "ACCELERATE_MIXED_PRECISION"} <= os.environ.keys() else "1"
+    )
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # else ranks without a GPU would not find each other
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with=None if config.report_to == "none" else config.report_to,
+        project_config=ProjectConfiguration(config.output_dir, logging_dir=f"{config.output_dir}/logs"),
+    )
+    use_all_cores(accelerator)
+    if accelerator.device.type == "cpu" and config.mixed_precision == "fp16":
+        raise ValueError(
+            "mixed_precision='fp16' needs a GPU (on a CPU torch would silently compute in float32): choose bf16 or no."
+        )
+    if int(asked) != accelerator.num_processes:
+        raise ValueError(
+            f"The launcher was asked for {asked} ranks, but each would train alone. `accelerate launch --cpu` starts one"
+            f" rank, whatever it is asked for: use `torchrun --nproc_per_node {asked} scripts/train.py`."
+        )
+    return accelerator
+
+
+def leave(accelerator: Accelerator) -> None:
+    """End the trackers and the ranks' connection, once the caller has let its prepared model go.
+
+    DDP must be gone before its process group: as its last owner it destroys the group while it holds the GIL and joins a thread that
+    may still wait for the GIL to free a gathered tensor. Such a rank hangs at its very end (torch 2.13, gloo).
+    """
+    accelerator.free_memory()
+    accelerator.end_training()
+
+
+class StopSignals:
+    """SIGTERM and Ctrl-C while it is entered: taken note of, and given back afterwards (to a notebook, say)."""
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator, self.number = accelerator, None
+
+    def __enter__(self) -> "StopSignals":
+        self.before = {number: signal.signal(number, self.catch) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def catch(self, number: int, frame: FrameType | None = None) -> None:
+        self.number = number
+        self.accelerator.set_trigger()
+
+    def came(self, may_wait: bool) -> bool:
+        """Whether any rank got one. Ranks agree about it where they `may_wait` for each other, and say no elsewhere."""
+        if self.accelerator.num_processes == 1:
+            return self.number is not None
+        return may_wait and self.accelerator.check_trigger()
+
+    @property
+    def name(self) -> str:
+        """The signal's; SIGTERM where it was another rank that got one."""
+        return signal.Signals(self.number or signal.SIGTERM).name

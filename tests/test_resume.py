@@ -1,0 +1,125 @@
+"""Nothing lost, nothing different: a killed run goes on bit for bit, and a run is the same on any number of ranks."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
+from training_runs import differences, fill_disk, kill, run, terminate
+
+ROOT = Path(__file__).parents[1]
+# 2 forward passes of 48 images in each of 6 steps, of 256 images: epochs end within steps 3 and 6. Saved are steps 2, 4 and 6.
+OPTIONS = {1: {"train_batch_size": 48}, 2: {"train_batch_size": 24}}  # by the number of ranks
+OPTIONS = {ranks: options | {"gradient_accumulation_steps": 2} for ranks, options in OPTIONS.items()}
+MOMENTS = {
+    "between the passes of a step": ("ddpm_hf.training:training_losses", 8),
+    "before the optimizer": ("torch.optim:AdamW.step", 5),
+    "in the first save": ("accelerate.accelerator:save_accelerator_state", 1),
+    "in a save, before the optimizer's state": ("accelerate.accelerator:save_accelerator_state", 2),
+    "in a save, before the moving average": ("accelerate.accelerator:save_custom_state", 4),
+    "in a save, before it stands": ("pathlib:Path.rename", 4),
+    "in a save, before the old one goes": ("shutil:rmtree", 8),
+    "in the saved model": ("ddpm_hf.training:Trainer._finish", 1),
+}
+CASES = [(1, moment) for moment in MOMENTS]
+CASES += [(2, moment) for moment in ("between the passes of a step", "in a save, before the optimizer's state")]
+
+
+@pytest.fixture(scope="module")
+def whole(request, tmp_path_factory):
+    """A run that nothing happened to, in bf16, with dropout and flips."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert run(folder, request.param, **OPTIONS[request.param]) == [0] * request.param
+    return request.param, folder
+
+
+@pytest.mark.parametrize(("whole", "moment"), CASES, indirect=["whole"])
+def test_killed_at_any_moment(whole, tmp_path, moment, record_property):
+    num_ranks, expected = whole
+    options = OPTIONS[num_ranks]
+    assert run(tmp_path, num_ranks, interrupt=(kill, *MOMENTS[moment]), **options)[-1] == -signal.SIGKILL
+    assert run(tmp_path, num_ranks, resume=True, **options) == [0] * num_ranks
+    found = differences(expected, tmp_path)
+    record_property("differences", found)
+    assert set(found.values()) == {0.0}
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-4", "step-6"]
+
+
+@pytest.mark.parametrize("whole", [1, 2], indirect=True)
+def test_sigterm_saves_and_leaves(whole, tmp_path):
+    num_ranks, expected = whole
+    options = OPTIONS[num_ranks]
+    moment = (terminate, "ddpm_hf.training:training_losses", 5)
+    assert run(tmp_path, num_ranks, interrupt=moment, **options) == [0] * num_ranks
+    last_line = (tmp_path / "out-0.txt").read_text().strip().splitlines()[-1]
+    assert last_line == "Stopped by SIGTERM at step 3, saved. --resume goes on."
+    assert run(tmp_path, num_ranks, resume=True, **options) == [0] * num_ranks
+    assert set(differences(expected, tmp_path).values()) == {0.0}
+
+
+def test_the_same_run_on_any_topology(tmp_path, record_property):
+    """64 images a step: on 1 rank, on 2, and in 4 passes."""
+    topologies = {"1 x 64": (1, 64, 1), "2 x 32": (2, 32, 1), "1 x 16 x 4": (1, 16, 4), "2 x 16 x 2": (2, 16, 2)}
+    draws = {}
+    for name, (num_ranks, batch_size, passes) in topologies.items():
+        options = {"train_batch_size": batch_size, "gradient_accumulation_steps": passes, "mixed_precision": "no"}
+        assert run(tmp_path / name, num_ranks, dropout=0.0, **options) == [0] * num_ranks
+        ranks = [torch.load(tmp_path / name / f"seen-{rank}.pt") for rank in range(num_ranks)]
+        # Rank by rank within a pass -> by position in the run.
+        draws[name] = [
+            torch.stack([x.unflatten(0, (-1, batch_size)) for x in per_rank], 1).flatten(0, 2)
+            for per_rank in zip(*ranks)
+        ]
+    for name in topologies:
+        assert all(torch.equal(a, b) for a, b in zip(draws["1 x 64"], draws[name]))  # x_0, t, noise, labels
+        found = differences(tmp_path / "1 x 64", tmp_path / name)
+        record_property(name, found)
+        assert found["lr"] == 0 and found["loss"] < 1e-5 and found["grad_norm"] < 1e-5, found
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
+    moment = (fill_disk, "ddpm_hf.training:Trainer.save_checkpoint", 2)
+    assert run(tmp_path, interrupt=moment) == [1]
+    out = (tmp_path / "out-0.txt").read_text()
+    assert "OSError: The checkpoint of step 4 could not be written" in out and "step-2 is kept" in out
+    assert run(tmp_path, resume=True) == [0]
+    assert "Resumed from" in (tmp_path / "out-0.txt").read_text()
+
+
+LAUNCHED = """
+import os, sys
+sys.path.insert(0, {tests!r})
+from training_runs import Path, train_rank
+train_rank(Path({folder!r}), {{}}, int(os.environ["RANK"]), None, 0.1, {options!r})
+"""
+
+
+def test_cpu_config_starts_two_ranks(tmp_path):
+    """Through `accelerate launch` itself: the same bits as the ranks that these tests start."""
+    options = {"train_batch_size": 8}
+    assert run(tmp_path / "here", 2, **options) == [0, 0]
+    (tmp_path / "launched").mkdir()
+    script = tmp_path / "script.py"
+    script.write_text(LAUNCHED.format(tests=str(ROOT / "tests"), folder=str(tmp_path / "launched"), options=options))
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+    launch += ["--config_file", str(ROOT / "accelerate_configs" / "cpu_2_ranks.yaml"), str(script)]
+    subprocess.run(launch, check=True, cwd=ROOT, timeout=120)
+    assert set(differences(tmp_path / "here", tmp_path / "launched").values()) == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "num_machines", "num_processes"),
+    [
+        ("single", DistributedType.NO, 1, 1),
+        ("multi_gpu", DistributedType.MULTI_GPU, 1, 8),
+        ("multi_node", DistributedType.MULTI_GPU, 2, 16),
+        ("cpu_2_ranks", DistributedType.MULTI_GPU, 1, 2),
+    ],
+)
+def test_accelerate_reads_its_configs(name, kind, num_machines, num_processes):
+    config = load_config_from_file(str(ROOT / "accelerate_configs" / f"{name}.yaml"))
+    assert (config.distributed_type, config.num_machines, config.num_processes) == (kind, num_machines, num_processes)
