@@ -19,6 +19,7 @@ class BuildWithModelCard(build_py):
 TRAIN = ["accelerate>=1.0", "datasets>=3.0", "transformers>=4.50", "tensorboard", "tqdm"]
 EVAL = ["accelerate>=1.0", "datasets>=3.0", "transformers>=4.50", "torchmetrics>=1.6", "matplotlib", "tqdm"]
 APP = ["gradio>=5.0"]
+NOTEBOOK = ["accelerate>=1.0", "datasets>=3.0", "matplotlib", "nbclient", "ipykernel"]
 
 setup(
     name="ddpm_hf",
@@ -46,16 +47,16 @@ setup(
         "train": TRAIN,
         "eval": EVAL,
         "app": APP,
+        "notebook": NOTEBOOK,
         "dev": [
             *TRAIN,
             *EVAL,
             *APP,
+            *NOTEBOOK,
             "pytest",
             "ruff",
             "mypy",
             "playwright",
-            "nbclient",
-            "ipykernel",
             "psutil",
             "uvicorn",
             "starlette",
