@@ -365,9 +365,9 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
             std = eta * std  # DDIM Eq. 16
             x_prev = signal * x_0 + (room - std**2).clamp(min=0) ** 0.5 * noise  # DDIM Eq. 12
         if eta != 0 and not (isinstance(timestep, int) and timestep == self._last_two[-1]):
-            z = randn_tensor(x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype)
-            (not_last,) = self._at(timestep, x_t, "not_last")
-            x_prev = x_prev + std * not_last * z
+            if isinstance(timestep, torch.Tensor):
+                std = std * self._at(timestep, x_t, "not_last")[0]
+            x_prev = x_prev + std * randn_tensor(x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype)
         x_prev, x_0 = x_prev.to(sample.dtype), x_0.to(sample.dtype)
         return DDPMSchedulerOutput(prev_sample=x_prev, pred_original_sample=x_0) if return_dict else (x_prev, x_0)
 
@@ -389,7 +389,7 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
 
 def _float(x: torch.Tensor) -> torch.Tensor:
     """At least float32: half precision would swallow the noise of the first timesteps."""
-    return x if x.dtype == torch.float64 else x.float()
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def _on_host(timestep: Timestep) -> Timestep:
