@@ -163,6 +163,9 @@ _DEFAULTS = dict(  # of the options that a preset may set
     weight_decay=0.01,
 )
 
+LR_SCHEDULERS = ("cosine", "linear", "constant_with_warmup", "constant", "polynomial", "cosine_with_restarts")
+MAX_SIGMA_REL = 0.288  # of a power-function average: the plain mean's width
+
 
 def _option(default, help: str):
     return field(default=default, metadata={"help": help})
@@ -183,12 +186,21 @@ class TrainConfig:
     gradient_accumulation_steps: int = _option(1, "Forward passes of one optimizer step.")
     max_train_steps: int | None = _option(None, "Length of the run.")
     learning_rate: float | None = _option(None, "Peak of the schedule.")
-    lr_scheduler: str | None = _option(None, "After the warm-up: cosine, linear, constant_with_warmup, ...")
-    lr_warmup_steps: int | None = _option(None, "Linear warm-up.")
+    lr_scheduler: str | None = _option(None, f"After the warm-up: {', '.join(LR_SCHEDULERS)}.")
+    lr_warmup_steps: int | None = _option(None, "Linear warm-up; the preset's, as a part of the run.")
     adam_beta2: float | None = _option(None, "AdamW's decay of squared gradients.")
     weight_decay: float | None = _option(None, "AdamW's.")
     max_grad_norm: float = _option(1.0, "Gradients are clipped to this norm.")
-    ema_decay: float | None = _option(None, "Decay of the moving average of the weights, which is what is saved.")
+    ema_decay: float | None = _option(
+        None,
+        "Decay of the moving average of the weights, which is what is saved; the preset's, as long a part of the run.",
+    )
+    ema_sigma_rels: list[float] = field(
+        default_factory=list,
+        metadata={
+            "help": "Keep power-function averages of these widths as well, e.g. 0.05 0.1, for scripts/average.py (arXiv:2312.02696)."
+        },
+    )
     snr_gamma: float | None = _option(
         None, "Min-SNR weighting of the loss (arXiv:2303.09556), e.g. 5; the preset's, or none."
     )
@@ -218,7 +230,9 @@ class TrainConfig:
     def __post_init__(self):
         if self.preset not in PRESETS:
             raise ValueError(f"preset={self.preset!r}: choose one of {', '.join(PRESETS)}.")
-        for name, value in (_DEFAULTS | PRESETS[self.preset].training).items():
+        self._check_types()
+        recipe = _DEFAULTS | PRESETS[self.preset].training
+        for name, value in (recipe | _durations(recipe, self.max_train_steps)).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
         if self.mixed_precision is None:
@@ -235,8 +249,12 @@ class TrainConfig:
             raise ValueError(
                 f"learning_rate={self.learning_rate} and max_grad_norm={self.max_grad_norm} must be above 0."
             )
-        if not 0 <= self.lr_warmup_steps:
-            raise ValueError(f"lr_warmup_steps={self.lr_warmup_steps} must be at least 0.")
+        if not 0 <= self.lr_warmup_steps <= self.max_train_steps:
+            raise ValueError(
+                f"lr_warmup_steps={self.lr_warmup_steps} must be at least 0, and at most max_train_steps={self.max_train_steps}."
+            )
+        if self.lr_scheduler not in LR_SCHEDULERS:
+            raise ValueError(f"lr_scheduler={self.lr_scheduler!r}: choose one of {', '.join(LR_SCHEDULERS)}.")
         if self.validation_steps < 0 or self.num_validation_images < 0:
             raise ValueError(
                 f"validation_steps={self.validation_steps} and num_validation_images={self.num_validation_images}"
@@ -245,13 +263,28 @@ class TrainConfig:
         if self.mixed_precision not in ("no", "fp16", "bf16"):
             raise ValueError(f"mixed_precision={self.mixed_precision!r}: choose no, fp16 or bf16.")
 
+    def _check_types(self) -> None:
+        """YAML and Python may give anything for a number: 16.5 images, the word yes."""
+        kinds = {int: ((int,), "a whole number"), float: ((int, float), "a number"), bool: ((bool,), "true or false")}
+        for option in fields(self):
+            value = getattr(self, option.name)
+            for kind, (accepted, words) in kinds.items():
+                fits = type(value) in accepted or (value is None and option.default is None)
+                if option.type in (kind, kind | None) and not fits:
+                    raise ValueError(f"{option.name}={value!r} must be {words}.")
+        sigma_rels = self.ema_sigma_rels
+        if not isinstance(sigma_rels, list) or not all(type(x) is float and 0 < x < MAX_SIGMA_REL for x in sigma_rels):
+            raise ValueError(
+                f"ema_sigma_rels={sigma_rels} must be a list of numbers above 0 and below {MAX_SIGMA_REL}."
+            )
+
     def save(self, path: str | Path) -> None:
         Path(path).write_text(yaml.safe_dump(asdict(self), sort_keys=False))
 
     def differences(self, path: str | Path) -> list[str]:
         """Names of the options that make this run another one than the run whose config is at `path`."""
         theirs = yaml.safe_load(Path(path).read_text()) or {}
-        return [name for name in RUN_IDENTITY if theirs.get(name) != getattr(self, name)]
+        return [name for name in RUN_IDENTITY if (theirs.get(name) or None) != (getattr(self, name) or None)]
 
 
 COUNTS = (
@@ -259,7 +292,16 @@ COUNTS = (
     *("logging_steps", "checkpointing_steps", "checkpoints_total_limit"),
 )
 # A run may be resumed with other values of the rest (its length too: the learning rate then follows the new length).
-RUN_IDENTITY = ("preset", "dataset", "image_column", "label_column", "seed")
+RUN_IDENTITY = ("preset", "dataset", "image_column", "label_column", "seed", "ema_sigma_rels")
+
+
+def _durations(recipe: dict, max_train_steps: int | None) -> dict:
+    """A recipe's warm-up and average last as long a part of any run as of the recipe's own."""
+    part = recipe["max_train_steps"] / (max_train_steps or recipe["max_train_steps"])
+    return {
+        "lr_warmup_steps": round(recipe["lr_warmup_steps"] / part),
+        "ema_decay": max(1 - (1 - recipe["ema_decay"]) * part, 0.0),
+    }
 
 
 def parse_args(args: list[str]) -> TrainConfig:

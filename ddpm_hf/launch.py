@@ -52,7 +52,8 @@ class StopSignals:
     """SIGTERM and Ctrl-C while it is entered: taken note of, and given back afterwards (to a notebook, say)."""
 
     def __init__(self, accelerator: Accelerator):
-        self.accelerator, self.number = accelerator, None
+        self.accelerator = accelerator
+        self.number: int | None = None
 
     def __enter__(self) -> "StopSignals":
         self.before = {number: signal.signal(number, self.catch) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -8,6 +8,7 @@ and dropout on (seed, forward pass, rank), never on the state of a global genera
     OUTPUT_DIR/                     the saved model, once the run has ended
     OUTPUT_DIR/run.yaml             this run's TrainConfig; `train.py run.yaml` starts it again
     OUTPUT_DIR/checkpoints/step-N/  a saved model (the averaged weights) and state/, all that --resume needs
+    OUTPUT_DIR/averages/            snapshots for averages of other lengths, where ema_sigma_rels asks for them
     OUTPUT_DIR/samples/, logs/      grids drawn on the way, the tracker's files
 """
 
@@ -29,6 +30,7 @@ from . import checkpoints, hub, likelihood, validation
 from .config import PRESETS, TrainConfig
 from .cores import describe_hardware
 from .data import SampleOrder, StreamedImages, collate_batch, load_image_dataset
+from .ema import NUM_SNAPSHOTS, PowerAverages
 from .launch import StopSignals, leave, make_accelerator
 from .modeling_ddpm_unet import DDPMUNet2DModel
 from .objective import draw, drop_labels, mixed_key, training_losses
@@ -84,7 +86,10 @@ class Trainer:
         )
         self.ema = EMAModel(self.model.parameters(), decay=config.ema_decay, foreach=True)
         self.ema.to(self.accelerator.device)
-        self.accelerator.register_for_checkpointing(self.lr_scheduler, self.ema)
+        parameters = dict(self.accelerator.unwrap_model(self.model).named_parameters())
+        self.averages = PowerAverages(parameters, config.ema_sigma_rels) if config.ema_sigma_rels else None
+        stateful = (self.lr_scheduler, self.ema, self.averages)
+        self.accelerator.register_for_checkpointing(*filter(None, stateful))
         self.step, self.began = self._load_checkpoint(checkpoint) if checkpoint else (0, time.perf_counter())
         self.validation_data = None if config.streaming else self._load_validation_data()
 
@@ -95,7 +100,9 @@ class Trainer:
         if accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             config.save(self.folder / "run.yaml")
-        tracked = {name: "none" if value is None else value for name, value in asdict(config).items()}
+        tracked = {
+            name: value if isinstance(value, (int, float)) else str(value) for name, value in asdict(config).items()
+        }
         accelerator.init_trackers("ddpm_hf", config=tracked)
         with self.signals:
             self._loop()
@@ -108,13 +115,14 @@ class Trainer:
         return self.folder
 
     def _loop(self) -> None:
-        config = self.config
+        config, accelerator = self.config, self.accelerator
         bar = tqdm(
             total=config.max_train_steps,
             initial=self.step,
             unit="step",
-            disable=not self.accelerator.is_main_process,
+            disable=not accelerator.is_main_process,
         )
+        snapshot_steps = max(config.max_train_steps // NUM_SNAPSHOTS, 1)
         batches, figures, since, stopping = iter(self._loader()), [], time.perf_counter(), False
         while self.step < config.max_train_steps and not stopping:
             figures.append(self.train_step(batches))
@@ -124,6 +132,8 @@ class Trainer:
             stopping = self.signals.came(may_wait=logging_now)
             saving = is_last or stopping or self.step % config.checkpointing_steps == 0
             validating = not is_last and config.validation_steps and self.step % config.validation_steps == 0
+            if self.averages and accelerator.is_main_process and (is_last or self.step % snapshot_steps == 0):
+                self.averages.save(self.folder)
             if saving or validating or logging_now:
                 self._log(figures, time.perf_counter() - since, bar)  # first: what is not finite is never saved
                 if validating:
@@ -165,6 +175,8 @@ class Trainer:
         else:
             self.lr_scheduler.step()
             self.ema.step(self.model.parameters())
+            if self.averages:
+                self.averages.step()
         return torch.stack([total / config.gradient_accumulation_steps, grad_norm])
 
     @property
@@ -324,12 +336,14 @@ class Trainer:
             num_channels=unet.get("in_channels", 3),
             image_size=unet["sample_size"],
         )
-        with self.accelerator.main_process_first():  # one rank fills datasets' cache, the others read it
+        with (
+            self.accelerator.local_main_process_first()
+        ):  # one rank of a machine fills datasets' cache, the others read it
             data = load_image_dataset(config.dataset, split=split, streaming=config.streaming, **options)
-        if isinstance(data, StreamedImages):
-            return data.shard(config.seed, self.accelerator.process_index, self.accelerator.num_processes)
         if split == "train" and config.random_flip:
             data.flip_seed = config.seed
+        if isinstance(data, StreamedImages):
+            data.shard(config.seed, self.accelerator.process_index, self.accelerator.num_processes)
         return data
 
     def _load_validation_data(self):

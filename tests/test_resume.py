@@ -47,6 +47,7 @@ def test_killed_at_any_moment(whole, tmp_path, moment, record_property):
     record_property("differences", found)
     assert set(found.values()) == {0.0}
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-4", "step-6"]
+    assert len(list((tmp_path / "averages").iterdir())) == 6
 
 
 @pytest.mark.parametrize("whole", [1, 2], indirect=True)

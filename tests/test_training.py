@@ -18,6 +18,7 @@ from ddpm_hf.data import load_image_dataset
 from ddpm_hf.training import Trainer, train
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+import average
 import sample
 
 RECIPE = {"train_batch_size": 8, "learning_rate": 1e-3, "lr_warmup_steps": 2, "max_train_steps": 6, "ema_decay": 0.9}
@@ -229,11 +230,54 @@ def test_configs_from_the_command_line_and_yaml(tmp_path, capsys):
     for arguments, message in [
         (["--preset", "nope"], "fashion-mnist-quick"),
         (["--train_batch_size", "0"], "train_batch_size=0"),
+        (["--lr_scheduler", "cosin"], "lr_scheduler='cosin': choose one of cosine"),
+        (["--lr_warmup_steps", "20", "--max_train_steps", "10"], "at most max_train_steps=10"),
+        (["--ema_sigma_rels", "0.1", "0.3"], "ema_sigma_rels=[0.1, 0.3] must be a list of numbers above 0"),
         (["missing.yaml"], "missing.yaml"),
     ]:
         with pytest.raises(SystemExit):
             parse_args(arguments)
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train_batch_size: 16.5", "train_batch_size=16.5 must be a whole number"),
+        ("seed: yes", "seed=True must be a whole number"),
+        ("learning_rate: [1]", "learning_rate=[1] must be a number"),
+        ("resume: 2", "resume=2 must be true or false"),
+        ("ema_sigma_rels: 0.1", "ema_sigma_rels=0.1 must be a list"),
+    ],
+)
+def test_yaml_of_another_type_is_refused(tmp_path, capsys, line, message):
+    (tmp_path / "run.yaml").write_text(line)
+    with pytest.raises(SystemExit):
+        parse_args([str(tmp_path / "run.yaml")])
+    assert message in capsys.readouterr().err
+
+
+def test_warm_up_and_average_follow_the_length_of_the_run():
+    """RECIPE: of 6 steps 2 are warm-up, and the average spans 1 / (1 - 0.9) = 10."""
+    assert (TrainConfig("tiny").lr_warmup_steps, TrainConfig("tiny").ema_decay) == (2, 0.9)
+    longer = TrainConfig("tiny", max_train_steps=60)
+    assert longer.lr_warmup_steps == 20 and longer.ema_decay == pytest.approx(0.99)
+    assert TrainConfig("tiny", max_train_steps=60, ema_decay=0.5, lr_warmup_steps=0).ema_decay == 0.5
+
+
+def test_averages_of_other_lengths_become_models(tmp_path, monkeypatch):
+    folder = train(tiny(tmp_path, ema_sigma_rels=[0.05, 0.1], mixed_precision="no"))
+    assert len(list((folder / "averages").iterdir())) == 2 * 6
+    monkeypatch.setattr(
+        sys, "argv", ["average.py", str(folder), "--sigma_rel", "0.1", "--output_dir", str(tmp_path / "other")]
+    )
+    average.main()
+    found, whole = hub.load(tmp_path / "other").unet.state_dict(), hub.load(folder).unet.state_dict()
+    snapshot = load_file(folder / "averages" / "step-6-sigma_rel-0.1.safetensors")
+    assert found.keys() == snapshot.keys()
+    assert all(torch.allclose(found[name], snapshot[name].float(), atol=1e-6) for name in found)
+    assert not torch.equal(found["conv_out.weight"], whole["conv_out.weight"])
+    assert "sigma_rel: 0.1" in (tmp_path / "other" / "training_config.yaml").read_text()
 
 
 @pytest.mark.parametrize("name", list(config_module.PRESETS))

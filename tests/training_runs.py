@@ -26,15 +26,15 @@ UNET = dict(
 )
 SCHEDULER = {"num_train_timesteps": 20, "beta_schedule": "sigmoid"}
 DATA = Path(__file__).parent / "data" / "idx"
+RECIPE = {"train_batch_size": 48, "learning_rate": 1e-2, "lr_warmup_steps": 2, "max_train_steps": 6, "ema_decay": 0.9}
 OPTIONS = {"preset": "tiny", "dataset": str(DATA), "report_to": "none", "num_validation_images": 0}
 OPTIONS |= {
-    "train_batch_size": 48,
-    "learning_rate": 1e-2,
-    "lr_warmup_steps": 2,
-    "max_train_steps": 6,
-    "ema_decay": 0.9,
+    "ema_sigma_rels": [0.1],
+    "random_flip": True,
+    "validation_steps": 0,
+    "checkpointing_steps": 2,
+    "logging_steps": 1,
 }
-OPTIONS |= {"random_flip": True, "validation_steps": 0, "checkpointing_steps": 2, "logging_steps": 1}
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["ddpm_hf.training"])
@@ -89,7 +89,7 @@ def train_rank(folder: Path, environ: dict, rank: int, interrupt, dropout: float
     out = open(folder / f"out-{rank}.txt", "a")  # noqa: SIM115
     os.dup2(out.fileno(), 1)
     os.dup2(out.fileno(), 2)
-    PRESETS["tiny"] = Preset(UNET | {"dropout": dropout}, SCHEDULER, {}, class_conditional=True)
+    PRESETS["tiny"] = Preset(UNET | {"dropout": dropout}, SCHEDULER, RECIPE, class_conditional=True)
     if interrupt:
         _interrupt(*interrupt)
     seen, losses = [], training.training_losses
@@ -138,7 +138,7 @@ def logged(folder: Path) -> dict[int, tuple[float, float, float]]:
 
 
 def state(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of the last checkpoint: the weights, the optimizer's state, the moving average, the schedule."""
+    """Every tensor of the last checkpoint: the weights, the optimizer's state, the moving averages, the schedule."""
     (last,) = folder.glob("checkpoints/step-6/state")
     tensors = {}
 
@@ -150,7 +150,7 @@ def state(folder: Path) -> dict[str, torch.Tensor]:
             tensors[name] = torch.as_tensor(value, dtype=torch.float64)
 
     collect("model", load_file(last / "model.safetensors"))
-    for name in ("optimizer.bin", "custom_checkpoint_0.pkl", "custom_checkpoint_1.pkl"):
+    for name in ("optimizer.bin", *(f"custom_checkpoint_{i}.pkl" for i in range(3))):
         collect(name, torch.load(last / name, weights_only=True))
     return tensors
 

@@ -1,0 +1,36 @@
+"""Make a model of another average of a run's weights (EDM2, arXiv:2312.02696), of a run with --ema_sigma_rels 0.05 0.1:
+
+    python scripts/average.py RUN --sigma_rel 0.08 --output_dir MODEL [--step N]
+
+sigma_rel is the width of the average as a part of the run up to the step. MODEL is a saved model as any other.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import yaml
+
+from ddpm_hf import checkpoints, ema, hub
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("--sigma_rel", type=float, required=True, help="width of the average, e.g. 0.08")
+    parser.add_argument("--step", type=int, help="where the average ends (default: the last snapshot)")
+    parser.add_argument("--output_dir", required=True, help="folder of the new model")
+    args = parser.parse_args()
+    try:
+        weights = ema.reconstruct(args.run, args.sigma_rel, args.step)
+        saved = args.run if (args.run / "model_index.json").exists() else checkpoints.newest(args.run)
+        pipeline = hub.load(saved)
+        pipeline.unet.load_state_dict(weights)
+        config = yaml.safe_load((args.run / "run.yaml").read_text()) | {"sigma_rel": args.sigma_rel}
+        print(f"Saved {hub.save(pipeline, args.output_dir, train_config=config)}.")
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
