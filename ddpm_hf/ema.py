@@ -7,7 +7,8 @@
 A run keeps two or more such averages and snapshots of them. The weighted sum of snapshots whose profile is nearest to the one that is
 asked for, in least squares, is then the average of that length: of profiles between those of the snapshots a good copy.
 
-`training` steps and saves; `reconstruct` needs the run's folder alone. A snapshot is a safetensors file of float16, as in the paper.
+`training` steps and saves; `reconstruct` needs the run's folder alone. A snapshot is a safetensors file of float16, as in the paper. Where
+the ranks share the weights out (FSDP2), averages are shared out with them and whole in every file; all ranks must then save together.
 
     OUTPUT_DIR/averages/step-N-sigma_rel-S.safetensors
 """
@@ -18,8 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers.training_utils import EMAModel
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +34,37 @@ def power_of(sigma_rel: float) -> float:
     if not 0 < sigma_rel < 12**-0.5:
         raise ValueError(f"sigma_rel={sigma_rel} must be above 0 and below 12^(-1/2) = 0.289, e.g. 0.1.")
     return np.roots([1, 7, 16 - sigma_rel**-2, 12 - sigma_rel**-2]).real.max()
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor that ranks share out; they must ask together. Any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shared_out(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A whole tensor on the device, and shared out among the ranks, as another one is."""
+    tensor = tensor.to(like.device)
+    return distribute_tensor(tensor, like.device_mesh, like.placements) if isinstance(like, DTensor) else tensor
+
+
+class ExponentialAverage(EMAModel):
+    """diffusers' EMAModel, whose state is whole."""
+
+    shadow_params: list[torch.Tensor]
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {"shadow_params": [whole(tensor) for tensor in self.shadow_params]}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        before = self.shadow_params
+        super().load_state_dict(state_dict)
+        self.shadow_params = [shared_out(*pair) for pair in zip(self.shadow_params, before)]
+
+    @torch.no_grad()
+    def copy_to(self, parameters) -> None:
+        """Copy the averages into the parameters of a model that is whole on every rank."""
+        for parameter, average in zip(parameters, self.shadow_params, strict=True):
+            parameter.copy_(whole(average))
 
 
 class PowerAverages:
@@ -51,10 +85,12 @@ class PowerAverages:
             beta = (1 - 1 / self.num_steps) ** (self.gammas[sigma_rel] + 1)
             torch._foreach_lerp_(average, list(self.parameters.values()), 1 - beta)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, is_main_process: bool = True) -> None:
         """Write a snapshot of each average into the run's folder."""
         (folder / "averages").mkdir(exist_ok=True)
-        for sigma_rel, average in self.averages.items():
+        for sigma_rel, average in self.state_dict()["averages"].items():
+            if not is_main_process:
+                continue
             path = folder / "averages" / f"step-{self.num_steps}-sigma_rel-{sigma_rel}.safetensors"
             tensors = {name: tensor.half().contiguous() for name, tensor in zip(self.parameters, average)}
             aside = path.with_name(f".{path.name}")
@@ -62,12 +98,13 @@ class PowerAverages:
             aside.rename(path)  # whole or not there
 
     def state_dict(self) -> dict:
-        return {"num_steps": self.num_steps, "averages": self.averages}
+        averages = {sigma_rel: [whole(tensor) for tensor in average] for sigma_rel, average in self.averages.items()}
+        return {"num_steps": self.num_steps, "averages": averages}
 
     def load_state_dict(self, state: dict) -> None:
         self.num_steps = state["num_steps"]
         for sigma_rel, average in self.averages.items():
-            torch._foreach_copy_(average, state["averages"][sigma_rel])
+            self.averages[sigma_rel] = [shared_out(*pair) for pair in zip(state["averages"][sigma_rel], average)]
 
 
 def reconstruct(folder: str | Path, sigma_rel: float, step: int | None = None) -> dict[str, torch.Tensor]:

@@ -6,10 +6,12 @@ from types import FrameType
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import DistributedType, ProjectConfiguration
 
 from .config import TrainConfig
 from .cores import use_all_cores
+
+OTHERS = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
@@ -35,7 +37,22 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             f"The launcher was asked for {asked} ranks, but each would train alone. `accelerate launch --cpu` starts one"
             f" rank, whatever it is asked for: use `torchrun --nproc_per_node {asked} scripts/train.py`."
         )
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not is_sharded(accelerator):
+        raise ValueError(
+            f"FSDP was asked for, but on {accelerator.num_processes} x {accelerator.device.type} Accelerate would train"
+            " without it: it shares a model out among two or more GPUs. Launch with another of accelerate_configs/."
+        )
+    if accelerator.distributed_type in OTHERS or (is_sharded(accelerator) and not accelerator.is_fsdp2):
+        raise ValueError(
+            f"distributed_type={accelerator.distributed_type.value}: averages and checkpoints know DDP, and FSDP with"
+            " fsdp_version: 2 (accelerate_configs/fsdp2.yaml)."
+        )
     return accelerator
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether the ranks share the model out, by FSDP2."""
+    return accelerator.distributed_type == DistributedType.FSDP
 
 
 def leave(accelerator: Accelerator) -> None:

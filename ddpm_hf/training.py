@@ -22,7 +22,6 @@ from pathlib import Path
 import torch
 from accelerate.utils import broadcast_object_list, set_seed
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
@@ -30,8 +29,8 @@ from . import checkpoints, hub, likelihood, validation
 from .config import PRESETS, TrainConfig
 from .cores import describe_hardware
 from .data import SampleOrder, StreamedImages, collate_batch, load_image_dataset
-from .ema import NUM_SNAPSHOTS, PowerAverages
-from .launch import StopSignals, leave, make_accelerator
+from .ema import NUM_SNAPSHOTS, ExponentialAverage, PowerAverages, whole
+from .launch import StopSignals, is_sharded, leave, make_accelerator
 from .modeling_ddpm_unet import DDPMUNet2DModel
 from .objective import draw, drop_labels, mixed_key, training_losses
 from .pipeline_ddpm_image import DDPMImagePipeline
@@ -62,7 +61,9 @@ class Trainer:
         self.id2label = dict(enumerate(names or []))
 
         set_seed(config.seed)
-        unet = DDPMUNet2DModel(**unet_config).to(memory_format=torch.channels_last)
+        unet = DDPMUNet2DModel(**unet_config)
+        if not is_sharded(self.accelerator):  # FSDP2 wants its parameters contiguous
+            unet.to(memory_format=torch.channels_last)
         self.eval_unet = DDPMUNet2DModel(**unet_config).eval()
         self.eval_unet.to(self.accelerator.device, memory_format=torch.channels_last)
         self.scheduler = DDPMNoiseScheduler(**preset.scheduler)
@@ -84,8 +85,7 @@ class Trainer:
             num_warmup_steps=config.lr_warmup_steps,
             num_training_steps=config.max_train_steps,
         )
-        self.ema = EMAModel(self.model.parameters(), decay=config.ema_decay, foreach=True)
-        self.ema.to(self.accelerator.device)
+        self.ema = ExponentialAverage(self.model.parameters(), decay=config.ema_decay, foreach=True)
         parameters = dict(self.accelerator.unwrap_model(self.model).named_parameters())
         self.averages = PowerAverages(parameters, config.ema_sigma_rels) if config.ema_sigma_rels else None
         stateful = (self.lr_scheduler, self.ema, self.averages)
@@ -132,8 +132,8 @@ class Trainer:
             stopping = self.signals.came(may_wait=logging_now)
             saving = is_last or stopping or self.step % config.checkpointing_steps == 0
             validating = not is_last and config.validation_steps and self.step % config.validation_steps == 0
-            if self.averages and accelerator.is_main_process and (is_last or self.step % snapshot_steps == 0):
-                self.averages.save(self.folder)
+            if self.averages and (is_last or self.step % snapshot_steps == 0):
+                self.averages.save(self.folder, accelerator.is_main_process)
             if saving or validating or logging_now:
                 self._log(figures, time.perf_counter() - since, bar)  # first: what is not finite is never saved
                 if validating:
@@ -166,7 +166,7 @@ class Trainer:
                 loss = training_losses(self.model, self.scheduler, *inputs).mean()
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
-                    grad_norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
+                    grad_norm = whole(accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm))
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             total = total + loss.detach()
@@ -237,7 +237,7 @@ class Trainer:
         if self.validation_data:
             num_images = min(config.num_validation_images, len(self.validation_data))
             figures = validation.held_out_loss(accelerator, pipeline, self.validation_data, num_images)
-        accelerator.log(figures, step=self.step)
+            accelerator.log(figures, step=self.step)
         grid = validation.draw_samples(accelerator, pipeline, config.guidance_scale)
         if grid is not None:
             path = self.folder / "samples" / f"step-{self.step}.png"
@@ -277,7 +277,7 @@ class Trainer:
         accelerator = self.accelerator
         if accelerator.is_main_process:
             shutil.rmtree(aside, ignore_errors=True)
-            self._save_model(aside)
+        self._save_model(aside)
         accelerator.wait_for_everyone()
         accelerator.save_state(str(aside / "state"))
         if isinstance(self.data, StreamedImages):
@@ -290,10 +290,13 @@ class Trainer:
         accelerator.wait_for_everyone()
 
     def _save_model(self, folder: Path, **extras) -> None:
+        pipeline = self.pipeline()  # all ranks together: they may share its weights out
+        if not self.accelerator.is_main_process:
+            return
         seconds, samples = time.perf_counter() - self.began, self.step * self.total_batch_size
         results: dict = {"train_runtime": round(seconds, 1), "train_steps": self.step, "train_samples": samples}
         results["hardware"] = describe_hardware(self.accelerator)
-        hub.save(self.pipeline(), folder, train_config=asdict(self.config), train_results=results, **extras)
+        hub.save(pipeline, folder, train_config=asdict(self.config), train_results=results, **extras)
 
     def _load_checkpoint(self, checkpoint: Path) -> tuple[int, float]:
         config, manifest = self.config, checkpoints.read_manifest(checkpoint)
@@ -304,7 +307,6 @@ class Trainer:
         if manifest["step"] > config.max_train_steps:
             raise ValueError(f"max_train_steps={config.max_train_steps}: {checkpoint} is already beyond it.")
         self.accelerator.load_state(str(checkpoint / "state"))
-        self.ema.to(self.accelerator.device)  # Accelerate reads it to the CPU
         if isinstance(self.data, StreamedImages):
             path = checkpoint / "state" / f"stream-{self.accelerator.process_index}.json"
             self.data.load_state_dict(json.loads(path.read_text()))
@@ -315,8 +317,8 @@ class Trainer:
         """Leave the saved model in the run's folder, and push it where that was asked for."""
         config = self.config
         figures, grid = self.validate()
+        self._save_model(self.folder, samples=grid)
         if self.accelerator.is_main_process:
-            self._save_model(self.folder, samples=grid)
             held_out = f", held-out loss {figures['validation_loss']:.4f}" if figures else ""
             self._say(f"Saved {self.folder} after {self.step} steps{held_out}. Look at {self.folder / 'samples.png'}.")
             if config.push_to_hub:
@@ -336,9 +338,7 @@ class Trainer:
             num_channels=unet.get("in_channels", 3),
             image_size=unet["sample_size"],
         )
-        with (
-            self.accelerator.local_main_process_first()
-        ):  # one rank of a machine fills datasets' cache, the others read it
+        with self.accelerator.local_main_process_first():  # it fills the machine's cache, the others read it
             data = load_image_dataset(config.dataset, split=split, streaming=config.streaming, **options)
         if split == "train" and config.random_flip:
             data.flip_seed = config.seed

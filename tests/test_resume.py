@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_multi_gpu_env
 from training_runs import differences, fill_disk, kill, run, terminate
 
 ROOT = Path(__file__).parents[1]
@@ -82,6 +84,28 @@ def test_the_same_run_on_any_topology(tmp_path, record_property):
         assert found["lr"] == 0 and found["loss"] < 1e-5 and found["grad_norm"] < 1e-5, found
 
 
+def fsdp2() -> dict[str, str]:
+    """What `accelerate launch --config_file accelerate_configs/fsdp2.yaml` says to its ranks about FSDP."""
+    arguments = launch_command_parser().parse_args(
+        ["--config_file", str(ROOT / "accelerate_configs/fsdp2.yaml"), "train.py"]
+    )
+    environ = prepare_multi_gpu_env(_validate_launch_command(arguments)[0])
+    return {name: value for name, value in environ.items() if "FSDP" in name}
+
+
+def test_fsdp2_is_the_same_run_as_ddp_and_resumes(tmp_path, record_property):
+    options = {"train_batch_size": 24, "mixed_precision": "no", "dropout": 0.0}
+    assert run(tmp_path / "ddp", 2, **options) == [0, 0]
+    assert run(tmp_path / "fsdp2", 2, launcher=fsdp2(), **options) == [0, 0]
+    found = differences(tmp_path / "ddp", tmp_path / "fsdp2")
+    record_property("FSDP2 and DDP", found)
+    assert found["lr"] == 0 and found["loss"] < 1e-5 and found["grad_norm"] < 1e-4, found
+    moment = (kill, *MOMENTS["in a save, before the moving average"])
+    assert run(tmp_path / "killed", 2, interrupt=moment, launcher=fsdp2(), **options)[-1] == -signal.SIGKILL
+    assert run(tmp_path / "killed", 2, launcher=fsdp2(), resume=True, **options) == [0, 0]
+    assert set(differences(tmp_path / "fsdp2", tmp_path / "killed").values()) == {0.0}
+
+
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
     moment = (fill_disk, "ddpm_hf.training:Trainer.save_checkpoint", 2)
     assert run(tmp_path, interrupt=moment) == [1]
@@ -119,6 +143,7 @@ def test_cpu_config_starts_two_ranks(tmp_path):
         ("multi_gpu", DistributedType.MULTI_GPU, 1, 8),
         ("multi_node", DistributedType.MULTI_GPU, 2, 16),
         ("cpu_2_ranks", DistributedType.MULTI_GPU, 1, 2),
+        ("fsdp2", DistributedType.FSDP, 1, 8),
     ],
 )
 def test_accelerate_reads_its_configs(name, kind, num_machines, num_processes):

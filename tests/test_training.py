@@ -1,12 +1,17 @@
 """A run from data to a saved model, the same run whatever its topology and its interruptions, and what it refuses."""
 
 import json
+import signal
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from conftest import DATA, TINY_UNET
 from PIL import Image
 from safetensors.torch import load_file
@@ -58,12 +63,15 @@ def difference(one: Path, other: Path) -> float:
 
 
 def test_a_run_ends_as_a_saved_model_that_draws_a_labelled_grid(tmp_path):
-    folder = train(tiny(tmp_path, report_to="tensorboard", validation_steps=4))
+    config = tiny(tmp_path, report_to="tensorboard", validation_steps=4)
+    folder = train(config)
     pipe = hub.load(folder)
     assert pipe.id2label[7] == "7" and pipe.null_label == 10
     assert len(pipe(class_labels=["7", 8], guidance_scale=2.0, num_inference_steps=2).images) == 2
     assert Image.open(folder / "samples.png").height >= 10 * 28
     assert (folder / "samples" / "step-4.png").exists() and list((folder / "logs").rglob("events*"))
+    (logged,) = (folder / "logs").rglob("hparams.yml")
+    assert yaml.safe_load(logged.read_text()).keys() == asdict(config).keys()
     assert (folder / "run.yaml").exists() and not list(folder.glob("checkpoints/.*"))
 
 
@@ -218,6 +226,36 @@ def test_a_lone_rank_of_a_larger_launch_is_refused(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)  # what `accelerate launch --cpu --num_processes 2` leaves its one process
     with pytest.raises(ValueError, match="2 ranks"):
         Trainer(tiny(tmp_path))
+
+
+@pytest.mark.parametrize("distributed_type", ["MULTI_GPU", "FSDP", "DEEPSPEED"])
+def test_what_would_not_train_as_asked_is_refused(tmp_path, monkeypatch, distributed_type):
+    """FSDP without GPUs is silently none in Accelerate; FSDP1 and DeepSpeed keep weights where the averages do not see them."""
+    if distributed_type == "MULTI_GPU":
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    else:
+        monkeypatch.setattr(Accelerator, "distributed_type", DistributedType(distributed_type))
+    with pytest.raises(
+        ValueError, match="FSDP was asked for" if distributed_type == "MULTI_GPU" else "fsdp_version: 2"
+    ):
+        Trainer(tiny(tmp_path))
+
+
+def test_streamed_images_are_flipped_and_resume(tmp_path):
+    options = {"dataset": str(DATA / "imagefolder"), "streaming": True, "mixed_precision": "no", "train_batch_size": 2}
+    whole, half = (Trainer(tiny(tmp_path / name, **options)) for name in ("whole", "half"))
+    step = half.train_step
+
+    def interrupted(batches):
+        if half.step == 2:
+            half.signals.catch(signal.SIGINT)
+        return step(batches)
+
+    half.train_step = interrupted
+    assert whole.data.flip_seed == 0
+    folder, _ = whole.run(), half.run()
+    assert half.step == 3
+    assert difference(folder, train(tiny(tmp_path / "half", **options, resume=True))) == 0
 
 
 def test_configs_from_the_command_line_and_yaml(tmp_path, capsys):

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
 UNET = dict(
@@ -40,10 +41,13 @@ processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["ddpm_hf.training"])
 
 
-def run(folder: Path, num_ranks: int = 1, interrupt=None, dropout: float = 0.1, **options) -> list[int]:
+def run(
+    folder: Path, num_ranks: int = 1, interrupt=None, dropout: float = 0.1, launcher: dict | None = None, **options
+) -> list[int]:
     """Train in `folder`; returns the exit codes of the ranks (minus the signal's number for a killed one).
 
     interrupt: (action, "module:function", n): what happens to the last rank as it calls the function for the n-th time.
+    launcher: what `accelerate launch` leaves in the environment of each rank.
     Every rank leaves what it logged in log-RANK.jsonl, what it printed in out-RANK.txt and its losses' inputs in seen-RANK.pt.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,6 +55,7 @@ def run(folder: Path, num_ranks: int = 1, interrupt=None, dropout: float = 0.1, 
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launched = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num_ranks)}  # as torchrun does
+    launched |= launcher or {}
     ranks = []
     for rank in range(num_ranks):
         environ = launched | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(num_ranks)}
@@ -81,7 +86,7 @@ def fill_disk() -> None:
 
 def train_rank(folder: Path, environ: dict, rank: int, interrupt, dropout: float, options: dict) -> None:
     os.environ.update(environ)
-    from accelerate import Accelerator
+    from accelerate import Accelerator, PartialState
 
     from ddpm_hf import training
     from ddpm_hf.config import PRESETS, Preset, TrainConfig
@@ -92,6 +97,11 @@ def train_rank(folder: Path, environ: dict, rank: int, interrupt, dropout: float
     PRESETS["tiny"] = Preset(UNET | {"dropout": dropout}, SCHEDULER, RECIPE, class_conditional=True)
     if interrupt:
         _interrupt(*interrupt)
+    if (
+        "ACCELERATE_USE_FSDP" in environ
+    ):  # Accelerate shares a model out among GPUs only; FSDP2 itself works on CPUs, too
+        PartialState(cpu=True)
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     seen, losses = [], training.training_losses
 
     def seeing_losses(model, scheduler, *inputs):
@@ -138,9 +148,12 @@ def logged(folder: Path) -> dict[int, tuple[float, float, float]]:
 
 
 def state(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of the last checkpoint: the weights, the optimizer's state, the moving averages, the schedule."""
+    """Every tensor of the last checkpoint: the weights, the optimizer's state, the moving averages, the schedule.
+
+    Where ranks share out the first two, the averages and the saved model stand for them.
+    """
     (last,) = folder.glob("checkpoints/step-6/state")
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
 
     def collect(name, value):
         if isinstance(value, (dict, list, tuple)):
@@ -149,16 +162,18 @@ def state(folder: Path) -> dict[str, torch.Tensor]:
         elif isinstance(value, (torch.Tensor, int, float)):
             tensors[name] = torch.as_tensor(value, dtype=torch.float64)
 
-    collect("model", load_file(last / "model.safetensors"))
-    for name in ("optimizer.bin", *(f"custom_checkpoint_{i}.pkl" for i in range(3))):
-        collect(name, torch.load(last / name, weights_only=True))
+    for path in (*last.glob("*.safetensors"), *last.parent.glob("unet/*.safetensors")):
+        collect(path.name, load_file(path))
+    for path in (*last.glob("optimizer.bin"), *last.glob("custom_checkpoint_*.pkl")):
+        collect(path.name, torch.load(path, weights_only=True))
     return tensors
 
 
 def differences(one: Path, other: Path) -> dict[str, float]:
     """The largest difference between two runs: in the tensors of their last checkpoints, and in what they logged."""
     a, b, log_a, log_b = state(one), state(other), logged(one), logged(other)
-    assert a.keys() == b.keys() and log_a.keys() == log_b.keys() == set(range(1, 7))
-    found = {"state": max((a[name] - b[name]).abs().max().item() for name in a)}
+    common = a.keys() & b.keys()
+    assert len(common) > 100 and log_a.keys() == log_b.keys() == set(range(1, 7))
+    found = {"state": max((a[name] - b[name]).abs().max().item() for name in common)}
     columns = {"loss": 0, "grad_norm": 1, "lr": 2}
     return found | {name: max(abs(log_a[s][i] - log_b[s][i]) for s in log_a) for name, i in columns.items()}
