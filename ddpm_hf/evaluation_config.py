@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
@@ -59,7 +60,7 @@ class EvaluationConfig:
     )
     bpd_timesteps: int = field(default=50, metadata={"help": "evaluated for each image (stratified); 0 is all: exact"})
     classifier: str = field(
-        default="checkpoints/fashion-mnist-classifier",
+        default=os.path.relpath(Path(__file__).parents[1] / "checkpoints" / "fashion-mnist-classifier"),
         metadata={"help": "folder or Hub id of the classifier whose features and labels measure"},
     )
     revision: str | None = field(default=None, metadata={"help": "of a model on the Hub"})
