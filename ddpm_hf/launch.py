@@ -6,7 +6,7 @@ from types import FrameType
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration
 
 from .config import TrainConfig
 from .cores import use_all_cores
@@ -26,6 +26,9 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=None if config.report_to == "none" else config.report_to,
         project_config=ProjectConfiguration(config.output_dir, logging_dir=f"{config.output_dir}/logs"),
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+        ],  # no second copy of the gradients
     )
     use_all_cores(accelerator)
     if accelerator.device.type == "cpu" and config.mixed_precision == "fp16":
