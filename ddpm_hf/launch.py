@@ -15,26 +15,36 @@ OTHERS = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
-    """The Accelerator of this rank; a launch that is not what was asked for is refused."""
-    # `accelerate launch --cpu --num_processes 2` starts one process; only the port for the others gives it away.
-    asked = os.environ.get(
-        "WORLD_SIZE", "2" if {"MASTER_PORT", "ACCELERATE_MIXED_PRECISION"} <= os.environ.keys() else "1"
-    )
+    """The Accelerator of this rank. Raises ValueError where the run would silently not be what was asked for."""
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # else ranks without a GPU would not find each other
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=None if config.report_to == "none" else config.report_to,
         project_config=ProjectConfiguration(config.output_dir, logging_dir=f"{config.output_dir}/logs"),
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-        ],  # no second copy of the gradients
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # one copy of them, not two
     )
     use_all_cores(accelerator)
+    _check_options(accelerator, config)
+    _check_ranks(accelerator)
+    return accelerator
+
+
+def _check_options(accelerator: Accelerator, config: TrainConfig) -> None:
     if accelerator.device.type == "cpu" and config.mixed_precision == "fp16":
         raise ValueError(
             "mixed_precision='fp16' needs a GPU (on a CPU torch would silently compute in float32): choose bf16 or no."
         )
+    if config.report_to != "none" and not accelerator.log_with:
+        raise ValueError(
+            f"report_to={config.report_to!r} is not installed: pip install {config.report_to}, or choose none."
+        )
+
+
+def _check_ranks(accelerator: Accelerator) -> None:
+    # `accelerate launch --cpu --num_processes 2` starts one process; only the port for the others gives it away.
+    alone = "2" if {"MASTER_PORT", "ACCELERATE_MIXED_PRECISION"} <= os.environ.keys() else "1"
+    asked = os.environ.get("WORLD_SIZE", alone)
     if int(asked) != accelerator.num_processes:
         raise ValueError(
             f"The launcher was asked for {asked} ranks, but each would train alone. `accelerate launch --cpu` starts one"
@@ -50,7 +60,6 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             f"distributed_type={accelerator.distributed_type.value}: averages and checkpoints know DDP, and FSDP with"
             " fsdp_version: 2 (accelerate_configs/fsdp2.yaml)."
         )
-    return accelerator
 
 
 def is_sharded(accelerator: Accelerator) -> bool:

@@ -205,6 +205,8 @@ def test_sample_script(tmp_path, monkeypatch):
         ({"dataset": "does/not/exist/"}, "does/not/exist"),
         ({"label_column": "colour"}, "colour"),
         ({"mixed_precision": "fp16"}, "needs a GPU"),
+        ({"report_to": "aim"}, "report_to='aim' is not installed"),
+        ({"report_to": "paper"}, "paper"),
     ],
 )
 def test_refused_before_any_work(tmp_path, options, message):
