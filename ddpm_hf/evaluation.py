@@ -348,6 +348,7 @@ class Evaluation:
                 figures = {"fid": found["metrics"]["fid"], "spread": found["spreads"].get("fid")}
                 point = {"sampler": sampler, "num_inference_steps": steps, "seconds_per_image": seconds}
                 points.append(point | figures)
+                tqdm.write(f"{sampler}, {steps} steps: FID {figures['fid']:.4g}, {seconds:.3g} s per image")
         result["sweep"] = points
 
     def _drawn(self, samples: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

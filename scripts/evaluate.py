@@ -4,7 +4,8 @@
 
 Writes metrics.json (the schema is in ddpm_hf/evaluation.py) and, beside it, report.png or sweep.png; with --output
 MODEL/metrics.json the card of a saved model tells the figures as well. Exit code 0: all was measured; 2: an argument is
-wrong, nothing was computed; 3: a metric could not be had, the others were measured.
+wrong, nothing was computed; 3: a metric could not be had, the others were measured. `accelerate launch` turns 2 and 3
+into 1.
 """
 
 import json
