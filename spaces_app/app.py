@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
 from pictures import draw_schedule, enlarge, make_grid, save_downloads, to_data_uri
 from PIL import Image
 from service import MAX_GUIDANCE, MAX_IMAGES, SAMPLERS, Frame, Job, Parameters, SamplingService, to_uint8
@@ -61,7 +62,10 @@ one before. Move $t$ and see how early the garment can be told.
 
 def load_model(model_id: str) -> tuple[DiffusionPipeline, Path]:
     """Loads the pipeline and returns it with its folder, where the card and the metrics lie as well."""
-    folder = Path(model_id) if Path(model_id).is_dir() else Path(snapshot_download(model_id))
+    try:
+        folder = Path(model_id) if Path(model_id).is_dir() else Path(snapshot_download(model_id))
+    except HFValidationError:
+        raise SystemExit(f"MODEL_ID={model_id!r} is neither a folder here nor the id of a model on the Hub.") from None
     pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
     return pipe.to("cuda" if torch.cuda.is_available() else "cpu"), folder
 
@@ -144,6 +148,11 @@ class App:
         finally:  # reached as well when the visitor stops it or leaves
             self.service.cancel(job)
 
+    def opening(self, batch_size: int, seed: int, num_steps: int) -> dict[str, Any]:
+        """What the viewer shows before the first click: the noise that the images will come out of."""
+        start = Frame(0, self.pipe.scheduler.config.num_train_timesteps, *self.service.draw_noise(batch_size, seed))
+        return {"status": "press Generate", "done": True, "num_steps": num_steps, "frames": [show_frame(start)]}
+
     def view(self, job: Job, shown: list, status: str) -> dict[str, Any]:
         num_steps = job.parameters.num_inference_steps
         return {"status": status, "done": bool(job.images), "num_steps": num_steps, "frames": list(shown)}
@@ -214,8 +223,9 @@ def build_generate_tab(app: App) -> None:
             batch_size = gr.Slider(1, MAX_IMAGES, value=10, step=1, label="Images")
             sampler = gr.Radio(list(SAMPLERS), value=DEFAULT_SAMPLER, label="Sampler")
             steps = gr.Slider(1, 1000, value=SAMPLERS[DEFAULT_SAMPLER], step=1, label="Steps")
+            guided = app.service.can_guide
             guidance = gr.Slider(
-                1, MAX_GUIDANCE, value=1, step=0.5, label="Guidance (1: none)", visible=app.service.can_guide
+                1, MAX_GUIDANCE, value=1.5 if guided else 1, step=0.5, label="Guidance (1: none)", visible=guided
             )
             dice = gr.Button("⚄ roll", render=False)
             seed = gr.Number(42, precision=0, label="Seed (empty: draw one)", buttons=[dice], elem_id="seed")
@@ -223,14 +233,24 @@ def build_generate_tab(app: App) -> None:
                 go = gr.Button("Generate", variant="primary", elem_id="generate", min_width=140)
                 stop = gr.Button("Stop", elem_id="stop", min_width=100)
         with gr.Column(scale=5, min_width=320):
-            viewer = gr.HTML(None, html_template=VIEWER, js_on_load=(HERE / "viewer.js").read_text(), elem_id="viewer")
+            viewer = gr.HTML(
+                app.opening(batch_size.value, seed.value, steps.value),
+                html_template=VIEWER,
+                js_on_load=(HERE / "viewer.js").read_text(),
+                elem_id="viewer",
+            )
             with gr.Row():
                 downloads = [
                     gr.DownloadButton(name, interactive=False, size="sm", min_width=80)
                     for name in ("PNG", "GIF", "Parameters")
                 ]
             gallery = gr.Gallery(
-                show_label=False, format="png", buttons=["download"], visible=False, elem_classes="samples"
+                show_label=False,
+                format="png",
+                object_fit="contain",
+                buttons=["download"],
+                visible=False,
+                elem_classes="samples",
             )
     controls = [garment, batch_size, steps, sampler, guidance, seed]
     run = go.click(
@@ -300,7 +320,8 @@ def build_page(app: App) -> gr.Blocks:
         with gr.Tab("The model"):
             gr.Markdown(read_card(app.folder))
             if metrics := read_metrics(app.folder):
-                gr.JSON(metrics, label="metrics.json")
+                with gr.Accordion("metrics.json: every figure and how it was measured", open=False):
+                    gr.JSON(metrics, show_label=False)
         build_api(app)
     return page.queue(max_size=MAX_QUEUE)
 

@@ -20,7 +20,7 @@ SAMPLERS = {"DPM-Solver++": 20, "DDIM": 50, "DDPM": 250}  # and the steps at whi
 MAX_IMAGES = 16
 MAX_GUIDANCE = 10.0
 MAX_SEED = 2**32 - 1
-MAX_EVALUATIONS = 4000  # of the U-Net in one job: images * steps, twice that with guidance
+MAX_EVALUATIONS = 8000  # of the U-Net in one job: images * steps, twice that with guidance
 MAX_BATCH = 32  # images of all jobs that share a batch
 MAX_FRAMES = 40  # recorded per job: what a page holds and a GIF shows
 
@@ -211,6 +211,15 @@ class SamplingService:
         ).images
         for job, part in zip(jobs, parts, strict=True):
             job.images = images[part]
+
+    def draw_noise(self, batch_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """What a job of these seeds starts from, and the grey that one believes of it: uint8 arrays as in a Frame."""
+        unet = self.pipe.unet
+        size = unet.config.sample_size
+        shape = (1, unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
+        generators = [torch.Generator().manual_seed(seed + i) for i in range(batch_size)]
+        noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
+        return to_uint8(noise), to_uint8(torch.zeros_like(noise))
 
     @torch.inference_mode()
     def noise_and_guess(self, x_0: torch.Tensor, timestep: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
