@@ -38,7 +38,7 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors import SafetensorError
 from tenacity import Retrying, before_sleep_log, retry_if_exception, stop_after_attempt, wait_exponential
 
-from .model_card import write_card
+from .model_card import name_model, write_card
 from .pipeline_ddpm_image import DDPMImagePipeline
 
 logger = logging.getLogger(__name__)
@@ -266,15 +266,18 @@ def push(
 
 
 def push_space(folder, repo_id: str, model_id: str, *, private: bool = False, token=None) -> CommitInfo:
-    """Create or update a Gradio Space from an app's folder, with its variable MODEL_ID set to the model it shall show.
+    """Create or update a Gradio Space from an app's folder; its variable MODEL_ID and its card name the model it shall show.
 
     Arguments and errors as in `push`; only an app's own files go up: code, style, pictures, requirements.txt, README.md.
     """
     folder = Path(folder)
     names = (path.name for path in folder.glob("*") if path.is_file())
-    files = {name: folder / name for name in sorted(filter_repo_objects(names, allow_patterns=list(SPACE_FILES)))}
+    allowed = filter_repo_objects(names, allow_patterns=list(SPACE_FILES))
+    files: dict[str, Path | str] = {name: folder / name for name in sorted(allowed)}
     if "app.py" not in files:
         raise ValueError(f"folder={str(folder)!r} is no Space: it has no app.py.")
+    if "README.md" in files:
+        files["README.md"] = name_model(folder / "README.md", model_id)
 
     def attempt(api: HfApi, parents: dict[str, str]) -> CommitInfo:
         repo = _create_repo(api, repo_id, "space", private, space_sdk="gradio")

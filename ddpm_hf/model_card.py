@@ -16,7 +16,7 @@ from pathlib import Path
 import diffusers
 import torch
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, SpaceCard
 
 TASK = "unconditional-image-generation"
 
@@ -71,6 +71,13 @@ def write_card(pipeline, folder: Path, name: str, *, stock: bool = False) -> Mod
         has_samples=(folder / "samples.png").exists(),
         versions=_versions(),
     )
+
+
+def name_model(path: Path, model_id: str) -> str:
+    """The card of a Space, its README.md, with the model that it shows in its metadata."""
+    card = SpaceCard.load(path)
+    card.data.models = [model_id]
+    return str(card)
 
 
 def _read(path: Path) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from hub_fixtures import tree
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, SpaceCard
 
 from ddpm_hf import hub
 
@@ -181,13 +181,17 @@ def test_script_creates_and_updates_the_space(remote, saved, monkeypatch):
     repo = remote.repo("alice/garments", "space")
     assert repo.sdk == "gradio" and repo.variables == {"MODEL_ID": "alice/tiny"} and len(repo.commits) == 2
     app = SCRIPT.parents[1] / "spaces_app"
-    for name in repo.at("main").files.keys() - {".gitattributes"}:
+    card = SpaceCard(repo.at("main").files["README.md"].decode())
+    assert card.data.models == ["alice/tiny"] and card.text == SpaceCard.load(app / "README.md").text
+    given = SpaceCard.load(app / "README.md").data.to_dict()
+    assert {name: value for name, value in card.data.to_dict().items() if name != "models"} == given
+    for name in repo.at("main").files.keys() - {".gitattributes", "README.md"}:
         assert repo.at("main").files[name] == (app / name).read_bytes()
     assert "app.py" in repo.at("main").files
     run_script(monkeypatch, *space, "alice/tiny")
     assert len(repo.commits) == 2
     run_script(monkeypatch, *space, "alice/other")
-    assert len(repo.commits) == 2 and repo.variables == {"MODEL_ID": "alice/other"}
+    assert len(repo.commits) == 3 and repo.variables == {"MODEL_ID": "alice/other"}
 
 
 def test_space_with_the_answer_lost(remote, tmp_path, no_waiting):
