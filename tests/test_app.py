@@ -479,6 +479,10 @@ def test_space_metadata():
     pins = dict(line.split("==") for line in (ROOT / "spaces_app" / "requirements.txt").read_text().split())
     assert metadata["sdk"] == "gradio"
     assert metadata["sdk_version"] == pins["gradio"]
+    tested = dict(
+        re.findall(r"^([\w-]+)==([\w.]+)(?:; python_version >=.*)?$", (ROOT / "constraints.txt").read_text(), re.M)
+    )
+    assert pins == {name: tested[name] for name in pins}
     assert (ROOT / "spaces_app" / metadata["app_file"]).is_file()
     assert len(metadata["short_description"]) <= 60  # the Hub's limit
     colors = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
