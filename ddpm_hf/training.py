@@ -51,24 +51,11 @@ class Trainer:
         self.config, self.folder = config, Path(config.output_dir)
         self.accelerator = make_accelerator(config)
         self.signals = StopSignals(self.accelerator)
-        checkpoint = self._open_folder()
-        preset = PRESETS[config.preset]
-        unet_config = dict(preset.unet)
+        checkpoint, preset = self._open_folder(), PRESETS[config.preset]
         self.data = self._load_data("train")
-        names = self.data.class_names if preset.class_conditional else None
-        if names:
-            unet_config["num_class_embeds"] = len(names) + 1  # the last is the null label
-        self.id2label = dict(enumerate(names or []))
-
-        set_seed(config.seed)
-        unet = DDPMUNet2DModel(**unet_config)
-        if not is_sharded(self.accelerator):  # FSDP2 wants its parameters contiguous
-            unet.to(memory_format=torch.channels_last)
-        self.eval_unet = DDPMUNet2DModel(**unet_config).eval()
-        self.eval_unet.to(self.accelerator.device, memory_format=torch.channels_last)
+        self.id2label = dict(enumerate(self.data.class_names or [])) if preset.class_conditional else {}
         self.scheduler = DDPMNoiseScheduler(**preset.scheduler)
-        if config.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
+        unet, self.eval_unet = self._make_unets()
         optimizer = torch.optim.AdamW(
             unet.parameters(),
             lr=config.learning_rate,
@@ -93,6 +80,19 @@ class Trainer:
         self.step, self.began = self._load_checkpoint(checkpoint) if checkpoint else (0, time.perf_counter())
         self.validation_data = None if config.streaming else self._load_validation_data()
 
+    def _make_unets(self) -> tuple[DDPMUNet2DModel, DDPMUNet2DModel]:
+        """The one that is trained, and one on this rank's device for the averaged weights."""
+        config = dict(PRESETS[self.config.preset].unet)
+        if self.id2label:
+            config["num_class_embeds"] = len(self.id2label) + 1  # the last is the null label
+        set_seed(self.config.seed)
+        unet, eval_unet = DDPMUNet2DModel(**config), DDPMUNet2DModel(**config).eval()
+        if not is_sharded(self.accelerator):  # FSDP2 wants its parameters contiguous
+            unet.to(memory_format=torch.channels_last)
+        if self.config.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        return unet, eval_unet.to(self.accelerator.device, memory_format=torch.channels_last)
+
     # ------------------------------------------------------------------ the loop
 
     def run(self) -> Path:
@@ -100,9 +100,8 @@ class Trainer:
         if accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             config.save(self.folder / "run.yaml")
-        tracked = {
-            name: value if isinstance(value, (int, float)) else str(value) for name, value in asdict(config).items()
-        }
+        options = asdict(config).items()
+        tracked = {name: value if isinstance(value, (int, float)) else str(value) for name, value in options}
         accelerator.init_trackers("ddpm_hf", config=tracked)
         with self.signals:
             self._loop()
