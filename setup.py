@@ -19,6 +19,7 @@ class BuildWithModelCard(build_py):
 TRAIN = ["accelerate>=1.0", "datasets>=3.0", "transformers>=4.50", "tensorboard", "tqdm"]
 EVAL = ["accelerate>=1.0", "datasets>=3.0", "transformers>=4.50", "torchmetrics>=1.6", "matplotlib", "tqdm"]
 APP = ["gradio>=5.0"]
+BENCH = [*TRAIN, "matplotlib", "denoising-diffusion-pytorch", "torchvision"]  # which wants the torch it was built for
 NOTEBOOK = ["accelerate>=1.0", "datasets>=3.0", "matplotlib", "nbclient", "ipykernel"]
 
 setup(

@@ -1,0 +1,165 @@
+"""Ours beside its peers, and beside what the machine can do, in one run: a JSON file, a plot and a table.
+
+    python benchmarks/run.py --diffusers CHECKOUT                    everything
+    python benchmarks/run.py --only unet scheduler --rounds 3        some sections
+
+The sections, in `parts` (in this process) and `programs` (each program in a process of its own):
+
+    roof         GFLOP/s of oneDNN's convolutions and of a matrix product, float32 and bfloat16
+    unet         the U-Net with stock's weights, forward and backward; training steps of the presets, with the share of the roof
+    evaluation   the network inside the pipelines' default modes
+    sampling     16 images by 1000 ancestral steps, by 50, and by our default
+    scheduler    `step` alone at batch 1
+    training     training programs with data loading; diffusers' train_unconditional.py is run from CHECKOUT, a clone of diffusers
+    startup      from the interpreter's start to a saved image; peak memory
+
+In each round every side has its turn, back and forth; a figure is the median over the rounds, a ratio the median of the rounds' ratios.
+"Times better" above 1 is in favour of ours: its rate by the peer's, or the peer's time or memory by its.
+A peer that is not there is named under "skipped".
+
+The peers of the training section need torchvision, and torchvision the torch that it was built for. So they want an environment of their
+own, in which all sides then run:
+
+    python3 -m venv .venv-bench
+    grep -v ^torch== constraints.txt > constraints-bench.txt
+    .venv-bench/bin/pip install -c constraints-bench.txt -e ".[bench]"
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import parts
+import programs
+from rounds import machine
+
+SECTIONS = {
+    **{f.__name__: f for f in (parts.roof, parts.unet, parts.evaluation, parts.sampling, parts.scheduler)},
+    **{f.__name__: f for f in (programs.training, programs.startup)},
+}
+
+
+def parse_args(args: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--diffusers", type=Path, metavar="CHECKOUT", help="a clone of diffusers, for its training script"
+    )
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results.json"))
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="NAME")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of one turn, where a single call is shorter")
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=1000, help="of the long sampling; for trying things out")
+    parser.add_argument("--train_steps", type=int, default=60, help="of the training programs; at least 30")
+    options = parser.parse_args(args)
+    if options.rounds < 1 or options.steps < 2 or options.train_steps < 30:
+        parser.error("--rounds must be at least 1, --steps 2, --train_steps 30.")
+    if options.diffusers and not (options.diffusers / programs.TRAIN_UNCONDITIONAL).exists():
+        parser.error(
+            f"--diffusers {options.diffusers}: {programs.TRAIN_UNCONDITIONAL} is not there; name a clone of diffusers."
+        )
+    return options
+
+
+def main(args: list[str]) -> int:
+    """Run the sections; what they gave is written after each. Returns the exit status: 1 if a program failed."""
+    options = parse_args(args)
+    results: dict = {"machine": machine(), "options": {}, "sections": {}, "skipped": {}, "seconds": {}}
+    results["options"] = {name: value for name, value in vars(options).items() if name not in ("output", "diffusers")}
+    options.skip = results["skipped"].__setitem__
+    failed = False
+    for name in options.only:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        start = time.perf_counter()
+        try:
+            results["sections"][name] = SECTIONS[name](options)
+        except subprocess.CalledProcessError as error:
+            failed, said = True, error.output.strip()
+            print(said, file=sys.stderr)
+            options.skip(name, f"a program failed: {said.splitlines()[-1] if said else error}")
+        results["seconds"][name] = time.perf_counter() - start
+        results["machine"]["load_average_after"] = os.getloadavg()
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(results, indent=1) + "\n")
+    if find_spec("matplotlib"):
+        plot(results, options.output.with_suffix(".png"))
+    else:
+        options.skip("plot", "matplotlib is not installed")
+        options.output.write_text(json.dumps(results, indent=1) + "\n")
+    print(table(results))
+    return int(failed)
+
+
+def table(results: dict) -> str:
+    """A line for each peer of each measurement."""
+    lines = [" ".join(f"{key}={value}" for key, value in results["machine"].items()), ""]
+    form = "{:11} {:42} {:>10} {:9} {:>10}  {:28} {:>7} {:>15} {:>7}"
+    lines.append(form.format("section", "measurement", "ours", "", "", "peer", "times", "least to most", "target"))
+    for section, rows in results["sections"].items():
+        for row in rows:
+            medians = {side: f"{values['median']:.4g}" for side, values in row["sides"].items()}
+            for peer in [side for side in medians if side != "ours"] or [""]:
+                ratio = row["times_better"].get(peer)
+                cells = [section, row["name"], medians.get("ours", ""), row["unit"], medians.get(peer, ""), peer]
+                cells += (
+                    [f"{ratio['median']:.2f}", f"{ratio['least']:.2f} to {ratio['most']:.2f}"] if ratio else ["", ""]
+                )
+                lines.append(form.format(*cells, (ratio or {}).get("target") or "").rstrip())
+            shares = {side: v["share_of_roof"] for side, v in row["sides"].items() if "share_of_roof" in v}
+            if shares:
+                note = ", ".join(f"{side} {share:.0%}" for side, share in shares.items())
+                lines.append(f"{'':11}   of the convolution roof: {note}")
+            if "max_abs_difference" in row:
+                lines.append(f"{'':11}   outputs differ by at most {row['max_abs_difference']:.1e}")
+    lines += [f"skipped     {name}: {why}" for name, why in results["skipped"].items()]
+    return "\n".join(lines)
+
+
+def plot(results: dict, path: Path) -> None:
+    """Bars of "times better", from the least to the most of the rounds, with the targets."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    bars = [
+        (f"{row['name']}\n{peer}", ratio)
+        for rows in results["sections"].values()
+        for row in rows
+        for peer, ratio in row["times_better"].items()
+    ]
+    if not bars:
+        return
+    names, ratios = zip(*bars[::-1])
+    middle = [ratio["median"] for ratio in ratios]
+    spread = [
+        [ratio["median"] - ratio["least"] for ratio in ratios],
+        [ratio["most"] - ratio["median"] for ratio in ratios],
+    ]
+    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.42 * len(bars)), layout="constrained")
+    axes.barh(
+        names, [value - 1 for value in middle], left=1, xerr=spread, height=0.6, color="#4c78a8", ecolor="#555555"
+    )
+    targets = [(i, ratio["target"]) for i, ratio in enumerate(ratios) if ratio["target"]]
+    axes.plot([target for _, target in targets], [i for i, _ in targets], "d", color="#e45756", label="target")
+    axes.set_xscale("log")
+    ticks = [tick for tick in (0.5, 1, 2, 3, 5, 10, 20, 40, 80) if min(middle) / 2 < tick < 2 * max(middle)]
+    axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
+    axes.minorticks_off()
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.tick_params(axis="y", labelsize=8)
+    axes.set_title(
+        f"ours, times better than its peer ({results['machine']['cores']} cores, {results['machine']['cpu']})"
+    )
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
