@@ -19,6 +19,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, SpaceCard
 
 TASK = "unconditional-image-generation"
+CLASSIFIER_METRICS = ("fid", "kid", "precision", "recall")
 
 
 def write_card(pipeline, folder: Path, name: str, *, stock: bool = False) -> ModelCard:
@@ -35,7 +36,8 @@ def write_card(pipeline, folder: Path, name: str, *, stock: bool = False) -> Mod
     metrics = json.loads(_read(folder / "metrics.json") or "{}")
     figures, notes = _results(metrics)
     results = [
-        EvalResult(TASK, dataset, dataset.rpartition("/")[2], metric, value) for metric, value in figures.items()
+        EvalResult(TASK, dataset, dataset.rpartition("/")[2], metric, value, metric_name=_full_name(metric, metrics))
+        for metric, value in figures.items()
     ]
     data = ModelCardData(
         license="apache-2.0",
@@ -93,6 +95,12 @@ def _results(metrics: dict) -> tuple[dict[str, float], dict]:
         name: value for name, value in metrics.items() if name != "metrics" and not isinstance(value, (dict, list))
     }
     return _flat(metrics["metrics"]), notes
+
+
+def _full_name(metric: str, metrics: dict) -> str:
+    """The metric, and whose features it takes where they are not Inception's, which readers of a model-index expect."""
+    classifier = metrics.get("settings", {}).get("classifier")
+    return f"{metric}, features of {Path(classifier).name}" if classifier and metric in CLASSIFIER_METRICS else metric
 
 
 def _flat(values: dict, prefix: str = "") -> dict[str, float]:

@@ -285,6 +285,7 @@ def test_the_card_of_a_saved_model_tells_its_figures(home, script, tmp_path):
     result, card = json.loads((model / "metrics.json").read_text()), (model / "README.md").read_text()
     assert re.search(rf"\| fid \| {result['metrics']['fid']:.4g} \| {result['floors']['fid']:.4g} \| [\d.]+ \|", card)
     assert re.search(rf"\| bits_per_dim \| {result['metrics']['bits_per_dim']:.4g} \|  \| [\d.]+ \|", card)
+    assert "name: fid, features of classifier" in card and "name: bits_per_dim\n" in card
     assert "20 images for each of the seeds 0, 1, drawn with\nddpm in 3 steps" in card
     assert "evaluate.py mine --output metrics.json" in card and str(home) not in card + json.dumps(result)
     assert (model / "report.png").exists() and hub.load(str(model)).unet is not None
