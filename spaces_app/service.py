@@ -106,6 +106,13 @@ class Job:
                 return
 
 
+class DPMSolver(DPMSolverMultistepScheduler):
+    """DPM-Solver++ that takes no notice of the variance which some models predict beside the mean."""
+
+    def step(self, model_output, timestep, sample, **kwargs):
+        return super().step(model_output[:, : sample.shape[1]], timestep, sample, **kwargs)
+
+
 class SamplingService:
     """Runs the jobs of many visitors on one pipeline.
 
@@ -121,7 +128,7 @@ class SamplingService:
         self.has_null_label = not self.class_names or pipe.null_label is not None
         self.can_guide = bool(self.class_names) and pipe.null_label is not None
         # the last steps of a cosine schedule have no signal at all, which this solver cannot divide by
-        solver = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, lambda_min_clipped=-5.1)
+        solver = DPMSolver.from_config(pipe.scheduler.config, lambda_min_clipped=-5.1, variance_type=None)
         self._dpm_solver = type(pipe)(unet=pipe.unet, scheduler=solver, id2label=pipe.id2label)
         self._dpm_solver.set_progress_bar_config(disable=True)
         self._waiting: deque[Job] = deque()

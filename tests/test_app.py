@@ -43,16 +43,15 @@ import service  # noqa: E402
 from service import Parameters, SamplingService  # noqa: E402
 
 
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    """A saved random class-conditional model, small and quick."""
+def random_model(out_channels=1, **scheduler_config):
+    """A random class-conditional model, small and quick."""
     from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel
 
     torch.manual_seed(0)
     unet = DDPMUNet2DModel(
         sample_size=16,
         in_channels=1,
-        out_channels=1,
+        out_channels=out_channels,
         block_out_channels=(8, 8),
         layers_per_block=1,
         down_block_types=("DownBlock2D", "DownBlock2D"),
@@ -60,8 +59,13 @@ def model_folder(tmp_path_factory):
         norm_num_groups=4,
         num_class_embeds=len(CLASS_NAMES) + 1,
     )
+    return DDPMImagePipeline(unet, DDPMNoiseScheduler(**scheduler_config), id2label=dict(enumerate(CLASS_NAMES)))
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    DDPMImagePipeline(unet, DDPMNoiseScheduler(), id2label=dict(enumerate(CLASS_NAMES))).save_pretrained(folder)
+    random_model().save_pretrained(folder)
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# The card\n![samples](samples.png)\n")
     (folder / "metrics.json").write_text('{"fid": 12.5}')
     Image.new("L", (4, 4)).save(folder / "samples.png")
@@ -106,6 +110,13 @@ def test_frames_lead_to_the_images(pipe, sampler, guidance_scale):
     assert np.abs(frames[-1].x_t - np.stack(images)).max() <= 1  # rounding
     assert frames[0].x_0.shape == frames[0].x_t.shape == (3, 16, 16)
     assert parameters.labels == ["Bag", "T-shirt/top", "Bag"]
+
+
+@pytest.mark.parametrize("sampler", service.SAMPLERS)
+def test_a_model_that_predicts_its_variance(sampler):
+    pipe = random_model(2, variance_type="learned_range", prediction_type="v_prediction")
+    frames, images = finish(SamplingService(pipe).submit(Parameters(("Bag",), 2, 5, sampler, 3.0)))
+    assert frames[-1].x_0.shape == frames[-1].x_t.shape == (2, 16, 16) and images[0].std() > 1
 
 
 def test_a_picture_does_not_depend_on_who_shares_the_batch(pipe):
