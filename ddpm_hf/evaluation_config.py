@@ -27,7 +27,7 @@ SAMPLERS = {  # name -> scheduler class, eta
     "unipc": (UniPCMultistepScheduler, None),
 }
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-SWEEP = [f"ddpm:{n}" for n in (1000, 250, 100)]
+SWEEP = [f"ddpm:{n}" for n in (1000, 250, 100, 50, 20)]
 SWEEP += [f"{name}:{n}" for name in ("ddim", "dpmsolver++", "unipc") for n in (10, 20, 25, 50)]
 
 
