@@ -145,13 +145,13 @@ def test_output_types():
 
 
 @pytest.mark.parametrize("T", [1000, 20])
-def test_the_default_is_50_ddim_steps(T):
+def test_the_default_is_25_ddim_steps(T):
     scheduler = DDPMNoiseScheduler(num_train_timesteps=T, beta_schedule="squaredcos_cap_v2")
     pipe = make_pipeline(scheduler=scheduler)
     image = pipe(generator=seeds(0)[0], autocast=False, output_type="pt").images
-    assert len(pipe.scheduler.timesteps) == min(50, T)
-    named = pipe(generator=seeds(0)[0], num_inference_steps=min(50, T), eta=0.0, output_type="pt").images
-    ancestral = pipe(generator=seeds(0)[0], num_inference_steps=min(50, T), output_type="pt").images
+    assert len(pipe.scheduler.timesteps) == min(25, T)
+    named = pipe(generator=seeds(0)[0], num_inference_steps=min(25, T), eta=0.0, output_type="pt").images
+    ancestral = pipe(generator=seeds(0)[0], num_inference_steps=min(25, T), output_type="pt").images
     assert torch.equal(image, named) and not torch.equal(image, ancestral)
 
 
