@@ -106,17 +106,19 @@ class DDPMImagePipeline(DiffusionPipeline):
         options = self._step_options(generator, eta)
         latents = self._initial_noise(batch_size, generator, latents, device)
         self.interrupt = False
-        for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            x_t = self.scheduler.scale_model_input(latents, t)
-            output = self._predict(x_t, t, labels, autocast, guidance_scale, guidance_rescale)
-            step = self.scheduler.step(output, t, latents, **options)
-            latents = step.prev_sample
-            if callback_on_step_end is not None:
-                tensors = {"latents": latents, "pred_original_sample": getattr(step, "pred_original_sample", None)}
-                tensors = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                latents = (callback_on_step_end(self, i, t, tensors) or {}).get("latents", latents)
-            if self.interrupt:
-                break
+        precision = torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext()
+        with precision:  # around the loop: it keeps its copies of the weights from step to step
+            for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
+                x_t = self.scheduler.scale_model_input(latents, t)
+                output = self._predict(x_t, t, labels, guidance_scale, guidance_rescale)
+                step = self.scheduler.step(output, t, latents, **options)
+                latents = step.prev_sample
+                if callback_on_step_end is not None:
+                    tensors = {"latents": latents, "pred_original_sample": getattr(step, "pred_original_sample", None)}
+                    tensors = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                    latents = (callback_on_step_end(self, i, t, tensors) or {}).get("latents", latents)
+                if self.interrupt:
+                    break
 
         images = (latents / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
@@ -125,12 +127,10 @@ class DDPMImagePipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _predict(self, x_t, t, labels, autocast, guidance_scale: float, guidance_rescale: float) -> torch.Tensor:
+    def _predict(self, x_t, t, labels, guidance_scale: float, guidance_rescale: float) -> torch.Tensor:
         """The U-Net's output for x_t (B, C, H, W), float32; with labels (2 B,), guided in one batched call."""
         given, copies = ((), 1) if labels is None else ((labels,), len(labels) // len(x_t))
-        with torch.autocast(x_t.device.type, torch.bfloat16) if autocast else nullcontext():
-            inputs = x_t.to(self.unet.dtype).repeat(copies, 1, 1, 1)
-            output = self.unet(inputs, t, *given, return_dict=False)[0].float()
+        output = self.unet(x_t.repeat(copies, 1, 1, 1).to(self.unet.dtype), t, *given, return_dict=False)[0].float()
         if copies == 1:
             return output
         cond, null = output[:, : x_t.shape[1]].chunk(2)  # learned variance channels are not guided

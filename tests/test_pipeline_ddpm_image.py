@@ -297,7 +297,7 @@ def test_guidance_leaves_the_learned_variance_alone():
     with torch.no_grad():
         cond, uncond = pipe.unet(x_t, t, labels).sample, pipe.unet(x_t, t, null).sample
         for rescale in (0.0, 1.0):
-            output = pipe._predict(x_t, t, torch.cat([labels, null]), False, 3.0, rescale)
+            output = pipe._predict(x_t, t, torch.cat([labels, null]), 3.0, rescale)
             assert (output[:, 1:] - cond[:, 1:]).abs().max() < 1e-5
             if rescale:
                 deviation = [x[:, :1].std((1, 2, 3)) for x in (output, cond)]
