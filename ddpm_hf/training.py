@@ -73,7 +73,8 @@ class Trainer:
             num_training_steps=config.max_train_steps,
         )
         self.ema = ExponentialAverage(self.model.parameters(), decay=config.ema_decay, foreach=True)
-        parameters = dict(self.accelerator.unwrap_model(self.model).named_parameters())
+        bare = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)  # names as in a saved model
+        parameters = dict(bare.named_parameters())
         self.averages = PowerAverages(parameters, config.ema_sigma_rels) if config.ema_sigma_rels else None
         stateful = (self.lr_scheduler, self.ema, self.averages)
         self.accelerator.register_for_checkpointing(*filter(None, stateful))

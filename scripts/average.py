@@ -6,6 +6,7 @@ sigma_rel is the width of the average as a part of the run up to the step. MODEL
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -26,9 +27,10 @@ def main() -> None:
         saved = args.run if (args.run / "model_index.json").exists() else checkpoints.newest(args.run)
         pipeline = hub.load(saved)
         pipeline.unet.load_state_dict(weights)
-        config = yaml.safe_load((args.run / "run.yaml").read_text()) | {"sigma_rel": args.sigma_rel}
-        print(f"Saved {hub.save(pipeline, args.output_dir, train_config=config)}.")
-    except ValueError as error:
+        config = yaml.safe_load((args.run / "run.yaml").read_text())
+        results = json.loads((saved / "train_results.json").read_text()) | {"sigma_rel": args.sigma_rel}
+        print(f"Saved {hub.save(pipeline, args.output_dir, train_config=config, train_results=results)}.")
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

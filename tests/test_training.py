@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -305,8 +306,12 @@ def test_warm_up_and_average_follow_the_length_of_the_run():
     assert TrainConfig("tiny", max_train_steps=60, ema_decay=0.5, lr_warmup_steps=0).ema_decay == 0.5
 
 
-def test_averages_of_other_lengths_become_models(tmp_path, monkeypatch):
-    folder = train(tiny(tmp_path, ema_sigma_rels=[0.05, 0.1], mixed_precision="no"))
+@pytest.mark.parametrize("torch_compile", [False, True])
+def test_averages_of_other_lengths_become_models(tmp_path, monkeypatch, torch_compile):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    options = {"ema_sigma_rels": [0.05, 0.1], "mixed_precision": "no", "torch_compile": torch_compile}
+    train(tiny(tmp_path, **options, max_train_steps=3))
+    folder = train(tiny(tmp_path, **options, resume=True))
     assert len(list((folder / "averages").iterdir())) == 2 * 6
     monkeypatch.setattr(
         sys, "argv", ["average.py", str(folder), "--sigma_rel", "0.1", "--output_dir", str(tmp_path / "other")]
@@ -317,7 +322,9 @@ def test_averages_of_other_lengths_become_models(tmp_path, monkeypatch):
     assert found.keys() == snapshot.keys()
     assert all(torch.allclose(found[name], snapshot[name].float(), atol=1e-6) for name in found)
     assert not torch.equal(found["conv_out.weight"], whole["conv_out.weight"])
-    assert "sigma_rel: 0.1" in (tmp_path / "other" / "training_config.yaml").read_text()
+    assert "of width 0.1" in (tmp_path / "other" / "README.md").read_text()
+    again = parse_args([str(tmp_path / "other" / "training_config.yaml")])  # the command on the card
+    assert again.ema_sigma_rels == [0.05, 0.1]
 
 
 @pytest.mark.parametrize("name", list(config_module.PRESETS))
