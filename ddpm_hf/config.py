@@ -164,6 +164,10 @@ _DEFAULTS = dict(  # of the options that a preset may set
 )
 
 LR_SCHEDULERS = ("cosine", "linear", "constant_with_warmup", "constant", "polynomial", "cosine_with_restarts")
+PREDICTION_TYPES, VARIANCE_TYPES = (
+    ("epsilon", "sample", "v_prediction"),
+    ("fixed_small", "fixed_large", "learned_range"),
+)
 MAX_SIGMA_REL = 0.288  # of a power-function average: the plain mean's width
 
 
@@ -181,6 +185,15 @@ class TrainConfig:
     label_column: str | None = _option(None, "Column of the labels; found by its type if not named.")
     streaming: bool = _option(False, "Read the data set from the Hub as it is needed, never as a whole.")
     output_dir: str = _option("runs/quick", "The run's folder, and the saved model when the run ends.")
+
+    prediction_type: str | None = _option(
+        None, f"What the U-Net tells, of {', '.join(PREDICTION_TYPES)}; the preset's."
+    )
+    variance_type: str | None = _option(
+        None,
+        f"Of the reverse steps, of {', '.join(VARIANCE_TYPES)}; the preset's. A learned one is trained by L_hybrid (arXiv:2102.09672).",
+    )
+    rescale_betas_zero_snr: bool = _option(False, "Let the last step be noise alone (arXiv:2305.08891).")
 
     train_batch_size: int | None = _option(None, "Images of one rank in one forward pass.")
     gradient_accumulation_steps: int = _option(1, "Forward passes of one optimizer step.")
@@ -253,15 +266,20 @@ class TrainConfig:
             raise ValueError(
                 f"lr_warmup_steps={self.lr_warmup_steps} must be at least 0, and at most max_train_steps={self.max_train_steps}."
             )
-        if self.lr_scheduler not in LR_SCHEDULERS:
-            raise ValueError(f"lr_scheduler={self.lr_scheduler!r}: choose one of {', '.join(LR_SCHEDULERS)}.")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in (*choices, getattr(TrainConfig, name)):
+                raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(choices)}.")
+        scheduler = self.parts()[1]
+        if scheduler.get("rescale_betas_zero_snr") and scheduler.get("prediction_type", "epsilon") == "epsilon":
+            raise ValueError(
+                "rescale_betas_zero_snr=True: at the last step epsilon tells nothing of the image;"
+                " choose prediction_type sample or v_prediction."
+            )
         if self.validation_steps < 0 or self.num_validation_images < 0:
             raise ValueError(
                 f"validation_steps={self.validation_steps} and num_validation_images={self.num_validation_images}"
                 " must be at least 0."
             )
-        if self.mixed_precision not in ("no", "fp16", "bf16"):
-            raise ValueError(f"mixed_precision={self.mixed_precision!r}: choose no, fp16 or bf16.")
 
     def _check_types(self) -> None:
         """YAML and Python may give anything for a number: 16.5 images, the word yes."""
@@ -278,6 +296,15 @@ class TrainConfig:
                 f"ema_sigma_rels={sigma_rels} must be a list of numbers above 0 and below {MAX_SIGMA_REL}."
             )
 
+    def parts(self) -> tuple[dict, dict]:
+        """Constructor arguments of the U-Net and the scheduler: the preset's, and what this run has chosen instead."""
+        preset = PRESETS[self.preset]
+        unet, scheduler = dict(preset.unet), dict(preset.scheduler)
+        scheduler |= {name: getattr(self, name) for name in SCHEDULER_OPTIONS if getattr(self, name)}
+        if self.variance_type:
+            unet["out_channels"] = unet.get("in_channels", 3) * (2 if self.variance_type == "learned_range" else 1)
+        return unet, scheduler
+
     def save(self, path: str | Path) -> None:
         Path(path).write_text(yaml.safe_dump(asdict(self), sort_keys=False))
 
@@ -291,8 +318,15 @@ COUNTS = (
     *("train_batch_size", "gradient_accumulation_steps", "max_train_steps"),
     *("logging_steps", "checkpointing_steps", "checkpoints_total_limit"),
 )
+CHOICES = {
+    "prediction_type": PREDICTION_TYPES,
+    "variance_type": VARIANCE_TYPES,
+    "lr_scheduler": LR_SCHEDULERS,
+    "mixed_precision": ("no", "fp16", "bf16"),
+}
+SCHEDULER_OPTIONS = ("prediction_type", "variance_type", "rescale_betas_zero_snr")
 # A run may be resumed with other values of the rest (its length too: the learning rate then follows the new length).
-RUN_IDENTITY = ("preset", "dataset", "image_column", "label_column", "seed", "ema_sigma_rels")
+RUN_IDENTITY = ("preset", *SCHEDULER_OPTIONS, "dataset", "image_column", "label_column", "seed", "ema_sigma_rels")
 
 
 def _durations(recipe: dict, max_train_steps: int | None) -> dict:

@@ -51,10 +51,12 @@ class Trainer:
         self.config, self.folder = config, Path(config.output_dir)
         self.accelerator = make_accelerator(config)
         self.signals = StopSignals(self.accelerator)
-        checkpoint, preset = self._open_folder(), PRESETS[config.preset]
+        checkpoint = self._open_folder()
         self.data = self._load_data("train")
-        self.id2label = dict(enumerate(self.data.class_names or [])) if preset.class_conditional else {}
-        self.scheduler = DDPMNoiseScheduler(**preset.scheduler)
+        self.id2label = (
+            dict(enumerate(self.data.class_names or [])) if PRESETS[config.preset].class_conditional else {}
+        )
+        self.scheduler = DDPMNoiseScheduler(**config.parts()[1])
         unet, self.eval_unet = self._make_unets()
         optimizer = torch.optim.AdamW(
             unet.parameters(),
@@ -83,7 +85,7 @@ class Trainer:
 
     def _make_unets(self) -> tuple[DDPMUNet2DModel, DDPMUNet2DModel]:
         """The one that is trained, and one on this rank's device for the averaged weights."""
-        config = dict(PRESETS[self.config.preset].unet)
+        config, _ = self.config.parts()
         if self.id2label:
             config["num_class_embeds"] = len(self.id2label) + 1  # the last is the null label
         set_seed(self.config.seed)
@@ -331,7 +333,7 @@ class Trainer:
     # ------------------------------------------------------------------ data, signals, messages
 
     def _load_data(self, split: str):
-        config, unet = self.config, PRESETS[self.config.preset].unet
+        config, (unet, _) = self.config, self.config.parts()
         options = dict(
             image_column=config.image_column,
             label_column=config.label_column,

@@ -168,6 +168,24 @@ def test_a_learned_variance_is_learned(tmp_path):
     assert images.shape == (2, 28, 28, 1)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prediction_type": "epsilon", "variance_type": "learned_range"},
+        {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "snr_gamma": 5.0},
+        {"prediction_type": "sample", "rescale_betas_zero_snr": True, "variance_type": "learned_range"},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_a_run_chooses_what_is_predicted(tmp_path, options):
+    pipe = hub.load(train(tiny(tmp_path, **options, max_train_steps=2)))
+    assert options.items() - {("snr_gamma", 5.0)} <= pipe.scheduler.config.items()
+    assert pipe.unet.config.out_channels == (2 if "variance_type" in options else 1)
+    assert (pipe.scheduler.alphas_cumprod[-1] == 0) == ("rescale_betas_zero_snr" in options)
+    with pytest.raises(ValueError, match="another prediction_type"):
+        Trainer(tiny(tmp_path, resume=True))
+
+
 def test_sample_takes_a_name_before_a_number():
     """Classes named "1", "2", "3" have the labels 0, 1, 2: a name wins, and the null label is no class."""
 
@@ -275,6 +293,11 @@ def test_configs_from_the_command_line_and_yaml(tmp_path, capsys):
         (["--lr_warmup_steps", "20", "--max_train_steps", "10"], "at most max_train_steps=10"),
         (["--ema_sigma_rels", "0.1", "0.3"], "ema_sigma_rels=[0.1, 0.3] must be a list of numbers above 0"),
         (["missing.yaml"], "missing.yaml"),
+        (["--prediction_type", "score"], "prediction_type='score': choose one of epsilon, sample"),
+        (
+            ["--prediction_type", "epsilon", "--rescale_betas_zero_snr"],
+            "choose prediction_type sample or v_prediction",
+        ),
     ]:
         with pytest.raises(SystemExit):
             parse_args(arguments)
