@@ -38,7 +38,6 @@ MAX_BYTES_IN_MEMORY = min(4 * 2**30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC
 
 IDX_SPLITS = {"train": "train", "test": "t10k"}
 IDX_FEATURES = {"image": datasets.Image(), "label": datasets.ClassLabel(10)}
-
 STRINGS = ["string", "large_string"]
 # Argument -> the type that tells its column, its usual names, and the other types that a column so named may have.
 COLUMNS = {

@@ -3,8 +3,8 @@
     x_T ~ N(0, I);  for t = T..1:  x_{t-1} ~ p(x_{t-1} | x_t)  =  scheduler.step(unet(x_t, t), t, x_t);  x_0 -> uint8
 
 With class labels, classifier-free guidance (arXiv:2207.12598 Eq. 6, in the form diffusers uses): out = null + scale * (class - null).
-Takes everything `diffusers.DDPMPipeline` takes, in its order, then ours; any U-Net and scheduler of diffusers serve as well as this
-project's. The file stands alone (torch, diffusers): it is copied into every saved model.
+Takes everything `diffusers.DDPMPipeline` takes, in its order, then ours, and any U-Net and scheduler of diffusers. The file stands alone
+(torch, diffusers): it is copied into every saved model.
 """
 
 import inspect
@@ -73,7 +73,9 @@ class DDPMImagePipeline(DiffusionPipeline):
         callback_on_step_end: Callable[["DDPMImagePipeline", int, torch.Tensor, dict], dict | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents", "pred_original_sample"),
     ) -> ImagePipelineOutput | tuple:
-        """Args:
+        """Draw `images`: in an `ImagePipelineOutput`, or in a tuple where return_dict is False.
+
+        Args:
             batch_size: number of images; a list of class_labels gives it as well.
             generator: one for the whole batch, or a list with one for each image, whose picture then depends on its own generator only.
             num_inference_steps: None is the fast default, 25 DDIM steps; a number alone is ancestral sampling as in the paper.
@@ -86,28 +88,26 @@ class DDPMImagePipeline(DiffusionPipeline):
             autocast: run the U-Net in bfloat16; None: only in the fast default, where the hardware has bfloat16. False is the reference.
             callback_on_step_end: called as f(pipe, step_index, t, tensors) after each step; a dict with "latents" that it returns replaces them.
                 It stops the loop by setting `pipe.interrupt = True`.
-
-        Returns: `ImagePipelineOutput` with `images`, or a tuple of them.
         """
         labels = self._labels(class_labels)
         batch_size = self._batch_size(batch_size, labels, generator, latents)
         labels = self._broadcast_labels(labels, batch_size, guidance_scale)
         if output_type not in ("pil", "np", "numpy", "pt"):
             raise ValueError(f"output_type={output_type!r}: choose 'pil', 'np' or 'pt'.")
+        if eta is not None and not 0 <= eta <= 1:
+            raise ValueError(f"eta={eta} must be from 0 (DDIM) to 1 (DDPM).")
         if unknown := set(callback_on_step_end_tensor_inputs) - set(known := self._callback_tensor_inputs):
             raise ValueError(f"callback_on_step_end_tensor_inputs has {sorted(unknown)}: choose from {known}.")
         if num_inference_steps is None:
             num_inference_steps = min(DEFAULT_NUM_INFERENCE_STEPS, self.scheduler.config.num_train_timesteps)
             eta = 0.0 if eta is None else eta
             autocast = self._has_bfloat16() if autocast is None else autocast
-
         device = self._execution_device
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         options = self._step_options(generator, eta)
         latents = self._initial_noise(batch_size, generator, latents, device)
         self.interrupt = False
-        precision = torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext()
-        with precision:  # around the loop: it keeps its copies of the weights from step to step
+        with torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext():  # casts the weights once
             for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
                 x_t = self.scheduler.scale_model_input(latents, t)
                 output = self._predict(x_t, t, labels, guidance_scale, guidance_rescale)

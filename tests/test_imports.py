@@ -64,6 +64,7 @@ def test_nothing_imports_scripts_and_the_app_stands_alone():
             assert not any(name.split(".")[0] == "ddpm_hf" for name in names), path
 
 
-def test_files_are_short():
-    too_long = {path.name: n for path in PACKAGE.glob("*.py") if (n := len(path.read_text().splitlines())) > 500}
-    assert not too_long
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)
+def test_files_are_short(path):
+    limit = {"modeling_ddpm_unet": 500, "pipeline_ddpm_image": 250}.get(path.stem, 400)
+    assert len(path.read_text().splitlines()) < limit
