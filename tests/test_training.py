@@ -137,6 +137,19 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(tmp_path):
         trainer.run()
 
 
+def test_a_step_that_fp16_skips_moves_neither_schedule_nor_averages(tmp_path, monkeypatch):
+    trainer = Trainer(tiny(tmp_path, ema_sigma_rels=[0.1]))
+    batches = iter(trainer._loader())
+
+    def moved() -> tuple[int, int, int]:
+        return trainer.lr_scheduler.last_epoch, trainer.ema.optimization_step, trainer.averages.num_steps
+
+    monkeypatch.setattr(Accelerator, "optimizer_step_was_skipped", True)
+    assert trainer.train_step(batches)[1] == 0 and moved() == (0, 0, 0)  # its gradients overflowed: they have no norm
+    monkeypatch.setattr(Accelerator, "optimizer_step_was_skipped", False)
+    assert trainer.train_step(batches)[1] > 0 and moved() == (1, 1, 1)
+
+
 def test_old_checkpoints_go(tmp_path):
     folder = train(tiny(tmp_path, checkpointing_steps=1, checkpoints_total_limit=2))
     assert sorted(path.name for path in folder.glob("checkpoints/*")) == ["step-5", "step-6"]
