@@ -296,11 +296,11 @@ def build_api(app: App) -> None:
     with gr.Row(visible=False):
         arguments = [
             gr.Dropdown(app.class_names, multiselect=True, label="class_labels"),
-            gr.Number(1, precision=0, label="batch_size"),
-            gr.Number(SAMPLERS[DEFAULT_SAMPLER], precision=0, label="num_inference_steps"),
+            gr.Number(1, label="batch_size"),
+            gr.Number(SAMPLERS[DEFAULT_SAMPLER], label="num_inference_steps"),
             gr.Radio(list(SAMPLERS), value=DEFAULT_SAMPLER, label="sampler"),
             gr.Number(1, label="guidance_scale"),
-            gr.Number(None, precision=0, label="seed"),
+            gr.Number(None, label="seed"),
         ]
         results = [gr.File(label="images"), gr.File(label="denoising"), gr.JSON(label="parameters")]
         gr.Button().click(app.generate, arguments, results, api_name="generate", **CONCURRENCY)
@@ -343,7 +343,13 @@ def launch(model_id: str = MODEL_ID, **options):
         button_primary_background_fill_hover="*primary_800",
     )
     return build_page(App(model_id)).launch(
-        theme=theme, css_paths=HERE / "style.css", footer_links=["api"], ssr_mode=False, run_history=False, **options
+        theme=theme,
+        css_paths=HERE / "style.css",
+        footer_links=["api"],
+        ssr_mode=False,
+        run_history=False,
+        show_error=True,  # also what gradio's own components refuse
+        **options,
     )
 
 

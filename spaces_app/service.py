@@ -233,6 +233,7 @@ class SamplingService:
         """x_0 (1, C, H, W) -> x_t of the scheduler's forward process, and the x_0 the model predicts from it, untold of
         its class. Runs beside the worker: it is one evaluation."""
         scheduler, unet = self.pipe.scheduler, self.pipe.unet
+        check_range("timestep", timestep, 0, scheduler.config.num_train_timesteps - 1, int)
         x_0 = x_0.to(unet.device)
         noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(seed)).to(unet.device)
         timesteps = torch.tensor([timestep], device=unet.device)

@@ -296,9 +296,20 @@ def test_api_is_documented(client):
     assert "seed + i" in endpoints["/generate"]["description"]
 
 
-def test_api_names_what_is_wrong(client):
-    with pytest.raises(gradio_client.exceptions.AppError, match="batch_size=99 is not a whole number from 1 to 16"):
-        client.predict(batch_size=99, api_name="/generate")
+@pytest.mark.parametrize(
+    ("endpoint", "arguments", "message"),
+    [
+        ("/generate", {"batch_size": 99}, "batch_size=99 is not a whole number from 1 to 16"),
+        ("/generate", {"num_inference_steps": 2.5}, "num_inference_steps=2.5 is not a whole number"),
+        ("/generate", {"batch_size": "four"}, "four"),
+        ("/generate", {"sampler": "Euler"}, "Euler"),
+        ("/explain", {"timestep": 3.7}, "timestep=3.7 is not a whole number from 0 to 999"),
+        ("/explain", {"timestep": 1000}, "1000"),
+    ],
+)
+def test_api_names_what_is_wrong(client, endpoint, arguments, message):
+    with pytest.raises(gradio_client.exceptions.AppError, match=message):
+        client.predict(**arguments, api_name=endpoint)
 
 
 def test_twenty_clients_at_once(client, url):
