@@ -147,13 +147,9 @@ class Evaluation:
         if config.mixed_precision == "fp16" and self.state.device.type == "cpu":
             raise ValueError("mixed_precision='fp16' needs a GPU: choose bf16 or no.")
         chosen = [(config.sampler, config.num_inference_steps)]
-        for sampler, steps in config.parse_sweep_points() if config.sweep else chosen:
+        for _, steps in config.parse_sweep_points() if config.sweep else chosen:
             if not 1 <= steps <= scheduler.num_train_timesteps:
                 raise ValueError(f"{steps} steps: model={self.model!r} has 1 to {scheduler.num_train_timesteps}.")
-            if sampler in ("dpmsolver++", "unipc") and scheduler.get("variance_type", "").startswith("learned"):
-                raise ValueError(
-                    f"{sampler}: diffusers has it for a fixed variance, model={self.model!r} learned its own."
-                )
 
     def _load_measures(self) -> None:
         """Load what the metrics need; one whose weights cannot be had, or do not suit the images, is unavailable."""
