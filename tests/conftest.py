@@ -8,18 +8,9 @@ use_local_hub()  # before anything imports huggingface_hub
 import pytest
 import torch
 from hub_fixtures import no_waiting, remote, saved, saved_once
+from tiny import TINY_UNET
 
 DATA = Path(__file__).parent / "data"
-TINY_UNET = dict(
-    sample_size=8,
-    in_channels=1,
-    out_channels=1,
-    block_out_channels=(8, 16),
-    down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-    up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    layers_per_block=1,
-    norm_num_groups=4,
-)
 
 
 def pytest_collection_modifyitems(items):

@@ -14,17 +14,8 @@ from pathlib import Path
 import torch
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
+from tiny import TINY_UNET
 
-UNET = dict(
-    sample_size=8,
-    in_channels=1,
-    out_channels=1,
-    block_out_channels=(8, 16),
-    down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-    up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    layers_per_block=1,
-    norm_num_groups=4,
-)
 SCHEDULER = {"num_train_timesteps": 20, "beta_schedule": "sigmoid"}
 DATA = Path(__file__).parent / "data" / "idx"
 RECIPE = {"train_batch_size": 48, "learning_rate": 1e-2, "lr_warmup_steps": 2, "max_train_steps": 6, "ema_decay": 0.9}
@@ -94,7 +85,7 @@ def train_rank(folder: Path, environ: dict, rank: int, interrupt, dropout: float
     out = open(folder / f"out-{rank}.txt", "a")  # noqa: SIM115
     os.dup2(out.fileno(), 1)
     os.dup2(out.fileno(), 2)
-    PRESETS["tiny"] = Preset(UNET | {"dropout": dropout}, SCHEDULER, RECIPE, class_conditional=True)
+    PRESETS["tiny"] = Preset(TINY_UNET | {"dropout": dropout}, SCHEDULER, RECIPE, class_conditional=True)
     if interrupt:
         _interrupt(*interrupt)
     if (
