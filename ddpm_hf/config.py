@@ -76,11 +76,14 @@ def _small_unet(block_out_channels: tuple[int, ...], **options) -> dict:
     )
 
 
-_SMALL_RECIPE = dict(train_batch_size=32, learning_rate=2e-3, lr_warmup_steps=500, ema_decay=0.999)
-_SMALL = Preset(  # 1.8 M parameters, ten epochs of FashionMNIST
+# ten epochs of FashionMNIST
+_SMALL_RECIPE = dict(
+    train_batch_size=32, learning_rate=2e-3, lr_warmup_steps=500, max_train_steps=18_750, ema_decay=0.999
+)
+_SMALL = Preset(  # 1.8 M parameters
     unet=_small_unet((32, 64, 96), layers_per_block=1, norm_num_groups=2, attention_head_dim=None),
     scheduler=_COSINE,
-    training=_SMALL_RECIPE | dict(max_train_steps=18_750, snr_gamma=5.0),
+    training=_SMALL_RECIPE | dict(snr_gamma=5.0),
     class_conditional=True,
 )
 
@@ -108,7 +111,7 @@ PRESETS = {
     "fashion-mnist-nll": Preset(  # for bits/dim; noise from a third of a grey level to all but the prior
         unet=_small_unet((32, 64, 64), layers_per_block=1, norm_num_groups=2, attention_head_dim=None, out_channels=2),
         scheduler=dict(trained_betas=_log_snr_linear_betas(12.0, -7.0), variance_type="learned_range"),
-        training=_SMALL_RECIPE | dict(max_train_steps=37_500),
+        training=_SMALL_RECIPE,
     ),
     "mnist": Preset(_SMALL.unet, _SMALL.scheduler, _SMALL.training | {"dataset": "ylecun/mnist"}, True),
     "cifar10": Preset(  # the paper's CIFAR-10 model: FID 3.17
