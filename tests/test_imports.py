@@ -68,3 +68,8 @@ def test_nothing_imports_scripts_and_the_app_stands_alone():
 def test_files_are_short(path):
     limit = {"modeling_ddpm_unet": 500, "pipeline_ddpm_image": 250}.get(path.stem, 400)
     assert len(path.read_text().splitlines()) < limit
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("[a-z]*.py")), ids=lambda path: path.stem)
+def test_contributing_knows_each_room(path):
+    assert f"`{path.stem}`" in (ROOT / "CONTRIBUTING.md").read_text()
