@@ -88,7 +88,7 @@ _SMALL = Preset(  # 1.8 M parameters
 )
 
 PRESETS = {
-    "fashion-mnist-quick": Preset(  # 0.64 M parameters; many small steps learn more in eight minutes than few large ones
+    "fashion-mnist-quick": Preset(  # 0.64 M parameters; many small steps learn more in the same time than few large ones
         unet=_small_unet(
             (16, 32, 64),
             layers_per_block=1,
