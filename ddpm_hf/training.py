@@ -308,10 +308,16 @@ class Trainer:
             )
         if manifest["step"] > config.max_train_steps:
             raise ValueError(f"max_train_steps={config.max_train_steps}: {checkpoint} is already beyond it.")
-        self.accelerator.load_state(str(checkpoint / "state"))
         if isinstance(self.data, StreamedImages):
+            positions, num_ranks = list(checkpoint.glob("state/stream-*.json")), self.accelerator.num_processes
+            if len(positions) != num_ranks:
+                raise ValueError(
+                    f"--resume on {num_ranks} rank(s): {checkpoint} keeps the place of {len(positions)} in the streamed"
+                    f" data set, each in its own part; resume on {len(positions)}."
+                )
             path = checkpoint / "state" / f"stream-{self.accelerator.process_index}.json"
             self.data.load_state_dict(json.loads(path.read_text()))
+        self.accelerator.load_state(str(checkpoint / "state"))
         self._say(f"Resumed from {checkpoint}.")
         return manifest["step"], time.perf_counter() - manifest.get("seconds", 0.0)
 

@@ -289,6 +289,10 @@ def test_streamed_images_are_flipped_and_resume(tmp_path):
     assert whole.data.flip_seed == 0
     folder, _ = whole.run(), half.run()
     assert half.step == 3
+    (another := tmp_path / "half" / "run" / "checkpoints" / "step-3" / "state" / "stream-1.json").write_text("{}")
+    with pytest.raises(ValueError, match="on 1 rank.* keeps the place of 2 .*resume on 2"):
+        Trainer(tiny(tmp_path / "half", **options, resume=True))
+    another.unlink()
     assert difference(folder, train(tiny(tmp_path / "half", **options, resume=True))) == 0
 
 
