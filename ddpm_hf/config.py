@@ -225,7 +225,7 @@ class TrainConfig:
     logging_steps: int = _option(10, "How often loss and speed are reported.")
     report_to: str = _option("tensorboard", "Tracker: tensorboard, wandb, trackio, or none.")
 
-    push_to_hub: bool = _option(False, "Push the saved model when the run ends.")
+    push_to_hub: bool = _option(False, "Push the saved model when the run ends; the repo is created before it starts.")
     hub_model_id: str | None = _option(None, "Repo to push to; the name of OUTPUT_DIR by default.")
     hub_private_repo: bool = _option(False, "Create that repo private.")
 

@@ -27,13 +27,7 @@ import httpx2
 import yaml
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import filter_repo_objects
 from safetensors import SafetensorError
 from tenacity import Retrying, before_sleep_log, retry_if_exception, stop_after_attempt, wait_exponential
@@ -208,7 +202,7 @@ def _download(repo_id: str, **options) -> Path:
     patterns = [name for name in MODEL_FILES if not name.endswith(".py")]
     try:
         return Path(snapshot_download(repo_id, allow_patterns=patterns, **options))
-    except HFValidationError:
+    except hub_errors.HFValidationError:
         raise ValueError(f"model={repo_id!r}: no such folder, and no Hub id ('name' or 'owner/name').") from None
     except (httpx2.HTTPError, OSError, RuntimeError) as error:
         raise HubError(f"Could not load {repo_id!r} (there is no such folder here): {_reason(error)}") from error
@@ -217,9 +211,16 @@ def _download(repo_id: str, **options) -> Path:
 # ------------------------------------------------------------------ pushing
 
 
-def push(
-    folder, repo_id: str, *, private: bool = False, revision=None, create_pr: bool = False, token=None
-) -> CommitInfo:
+def prepare_push(folder, repo_id: str, *, private=False, token=None) -> None:
+    """Before long work: create the repo if it is missing, see that the token may write there. HubError where a push could not."""
+
+    def attempt(api: HfApi, parents) -> None:
+        api.auth_check(_create_repo(api, repo_id, "model", private)["repo_id"], write=True)
+
+    _publish(attempt, folder, repo_id, token)
+
+
+def push(folder, repo_id: str, *, private=False, revision=None, create_pr=False, token=None) -> CommitInfo:
     """Push a saved model to the Hub: one commit on a branch, or none where the branch has these files already.
 
     The branch `main` brings the branch `stock` with it. Only the files of a saved model go up; those of an earlier one
@@ -251,9 +252,7 @@ def push(
     with tempfile.TemporaryDirectory() as stock_folder:
         stock = {}
         if branch == "main" and not create_pr:
-            stock = _stock_model(
-                pipeline, folder, Path(stock_folder), ModelCard(card).data, repo_id.rpartition("/")[2]
-            )
+            stock = _stock_model(pipeline, folder, Path(stock_folder), ModelCard(card).data, Path(repo_id).name)
 
         def attempt(api: HfApi, parents: dict[str, str]) -> CommitInfo:
             repo = _create_repo(api, repo_id, "model", private)
@@ -311,7 +310,7 @@ def _stock_model(pipeline, folder: Path, target: Path, card_data, title: str) ->
     return {name: target / name for name in _saved_files(target)} | {"README.md": str(card)}
 
 
-def _publish(attempt, folder: Path, repo_id: str, token) -> CommitInfo:
+def _publish(attempt, folder: Path, repo_id: str, token):
     """Call attempt(api, parents) until it gets through; a HubError where it does not."""
     attempts = Retrying(
         retry=retry_if_exception(_is_transient),
@@ -372,20 +371,22 @@ def _open_pull_request(api: HfApi, repo) -> str | None:
 
 
 def _is_transient(error: BaseException) -> bool:
-    if isinstance(error, HfHubHTTPError):
+    if isinstance(error, hub_errors.HfHubHTTPError):
         return error.response.status_code in (408, 429, 500, 502, 503, 504)
     return isinstance(error, httpx2.TransportError)
 
 
 def _reason(error: Exception) -> str:
     """What the Hub refused, in one line, and what to do about it."""
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    if isinstance(error, GatedRepoError):
+    status = error.response.status_code if isinstance(error, hub_errors.HfHubHTTPError) else None
+    if isinstance(error, hub_errors.GatedRepoError):
         return f"it is gated. Ask for access on its page, then {LOG_IN}"
-    if isinstance(error, RevisionNotFoundError):
+    if isinstance(error, hub_errors.RevisionNotFoundError):
         return "it has no such revision."
-    if status == 401 or isinstance(error, RepositoryNotFoundError):
+    if isinstance(error, hub_errors.RepositoryNotFoundError):
         return f"the Hub shows no such repo to this token. Check the name; for a private one {LOG_IN}"
+    if status == 401:
+        return f"the Hub got no token, or one that it does not know: {LOG_IN}"
     if status == 403:
         return "the token may not write there. Take one with the role 'write', and check the owner in the name."
     if status == 412:

@@ -101,6 +101,8 @@ class Trainer:
     def run(self) -> Path:
         config, accelerator = self.config, self.accelerator
         if accelerator.is_main_process:
+            if config.push_to_hub:
+                hub.prepare_push(self.folder, self.repo_id, private=config.hub_private_repo)
             self.folder.mkdir(parents=True, exist_ok=True)
             config.save(self.folder / "run.yaml")
         options = asdict(config).items()
@@ -330,11 +332,16 @@ class Trainer:
             held_out = f", held-out loss {figures['validation_loss']:.4f}" if figures else ""
             self._say(f"Saved {self.folder} after {self.step} steps{held_out}. Look at {self.folder / 'samples.png'}.")
             if config.push_to_hub:
-                repo_id = config.hub_model_id or self.folder.resolve().name
                 try:
-                    self._say(f"Pushed to {hub.push(self.folder, repo_id, private=config.hub_private_repo).repo_url}.")
+                    commit = hub.push(self.folder, self.repo_id, private=config.hub_private_repo)
+                    self._say(f"Pushed to {commit.repo_url}.")
                 except hub.HubError as error:  # the run is saved: a failed push must not look like a failed run
-                    self._say(f"{error} Push it with scripts/push_to_hub.py {self.folder} --repo_id {repo_id}.")
+                    self._say(f"{error} Push it with scripts/push_to_hub.py {self.folder} --repo_id {self.repo_id}.")
+
+    @property
+    def repo_id(self) -> str:
+        """Where the run is pushed to."""
+        return self.config.hub_model_id or self.folder.resolve().name
 
     # ------------------------------------------------------------------ data, signals, messages
 

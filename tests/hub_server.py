@@ -106,6 +106,7 @@ ROUTES = [
     ("POST", rf"/api/{REPO}/branch/(?P<rev>[^/]+)", "create_branch"),
     ("POST", rf"/api/{REPO}/tag/(?P<rev>[^/]+)", "create_tag"),
     ("GET", rf"/api/{REPO}/tree/(?P<rev>[^/]+)(?:/(?P<path>.+))?", "tree"),
+    ("GET", rf"/api/{REPO}/auth-check/write", "auth_check"),
     ("GET", rf"/api/{REPO}/discussions", "discussions"),
     ("GET", rf"/api/{REPO}/variables", "variables"),
     ("POST", rf"/api/{REPO}/variables", "set_variable"),
@@ -216,6 +217,10 @@ class Handler(BaseHTTPRequestHandler):
         if name is None:
             raise Refused(401, "Invalid credentials in Authorization header")
         return {"type": "user", "name": name, "orgs": [], "auth": {"accessToken": {"role": role}}}
+
+    def auth_check(self, type, id):
+        self.writable(type, id)
+        return {}
 
     def create_repo(self):
         asked = json.loads(self.body)

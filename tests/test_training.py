@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from conftest import DATA, TINY_UNET
+from huggingface_hub import HfApi, constants
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -404,6 +405,27 @@ def test_a_finished_run_is_pushed(tmp_path, remote, capsys):
     train(tiny(tmp_path, max_train_steps=1, push_to_hub=True, hub_model_id="alice/run", hub_private_repo=True))
     assert remote.repo("alice/run").private and set(remote.repo("alice/run").refs) == {"main", "stock"}
     assert f"Pushed to {remote.endpoint}/alice/run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("token", "options", "message"),
+    [
+        (None, {}, "no token, or one that it does not know: .*HF_TOKEN"),
+        ("hf_wrong", {}, "no token, or one that it does not know: .*HF_TOKEN"),
+        ("hf_alice_read", {}, "role 'write'"),
+        ("hf_alice_read", {"hub_model_id": "alice/public"}, "role 'write'"),
+        ("hf_bob", {}, "check the owner"),
+        ("hf_alice", {"hub_model_id": "alice/public", "hub_private_repo": True}, "exists and is public"),
+        ("offline", {}, "offline mode is enabled"),
+    ],
+)
+def test_a_push_that_could_not_be_is_refused_before_the_run(tmp_path, remote, monkeypatch, token, options, message):
+    HfApi().create_repo("alice/public")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", token == "offline")
+    monkeypatch.setenv("HF_TOKEN", token or "")
+    with pytest.raises(hub.HubError, match=f"Could not push .*run to alice/.*{message}"):
+        train(tiny(tmp_path, **{"push_to_hub": True, "hub_model_id": "alice/run"} | options))
+    assert not (tmp_path / "run").exists() and list(remote.repos) == [("model", "alice/public")]
 
 
 def test_a_failed_push_keeps_the_run(tmp_path, remote, no_waiting, capsys):
