@@ -411,6 +411,13 @@ class DDPMUNet2DModel(UNet2DModel):
             temb = temb + self.class_embedding(class_labels).to(self.dtype)
         return self._temb_act(temb)
 
+    def read(self, sample: torch.Tensor) -> torch.Tensor:
+        """conv_in in float32 also under autocast: bfloat16 would round away the noise of the first timesteps."""
+        device = sample.device.type
+        with torch.autocast(device, enabled=False):
+            h = self.conv_in(sample.to(self.conv_in.weight.dtype))
+        return h.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else h
+
     def forward(
         self,
         sample: torch.Tensor,
@@ -439,7 +446,7 @@ class DDPMUNet2DModel(UNet2DModel):
         if self.config.center_input_sample:
             sample = 2 * sample - 1.0
         temb = self.embed(timestep, class_labels, sample)
-        h = self.conv_in(sample)
+        h = self.read(sample)
         skips = [h]
         for block in self.down_blocks:
             h, kept = block(h, temb)
