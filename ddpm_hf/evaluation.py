@@ -20,6 +20,7 @@ metrics.json, the dict that `evaluate` returns:
 
 import dataclasses
 import platform
+import shutil
 import time
 from collections.abc import Callable
 from functools import partial
@@ -31,23 +32,23 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
-from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
 from ddpm_hf import fidelity, hub
 from ddpm_hf.cores import describe_hardware, use_all_cores
 from ddpm_hf.data import load_image_dataset
 from ddpm_hf.evaluation_config import NEEDS, PRECISIONS, SAMPLERS, EvaluationConfig
-from ddpm_hf.likelihood import Bound, split_chain, variational_bound
+from ddpm_hf.likelihood import Bound, variational_bound
 from ddpm_hf.measures import (
     Measure,
+    cache_folder,
+    cached,
     classifier_measure,
     concatenate,
     fingerprint,
     inception_measure,
     neighbors_measure,
     pixels,
-    save_cache,
 )
 from ddpm_hf.pipeline_ddpm_image import DEFAULT_NUM_INFERENCE_STEPS
 from ddpm_hf.scheduling_ddpm_noise import DDPMNoiseScheduler
@@ -80,6 +81,8 @@ class Evaluation:
         self.metrics = self._choose_metrics()
         self._check_data()
         self._check_sampling()
+        dtype = PRECISIONS[self.config.mixed_precision]
+        self.autocast = partial(torch.autocast, self.state.device.type, dtype, enabled=dtype != torch.float32)
         self.measures: dict[str, Measure] = {}
         self.unavailable: dict[str, str] = {}
         self._load_measures()
@@ -195,13 +198,12 @@ class Evaluation:
         """One measure of all images of a data set, from the cache if it is there; on the first rank only."""
         measure = self.measures[name]
         path = measure.cache_file(self.config.cache_dir, dataset.fingerprint)
+        batches: list = []
         if not broadcast_object_list([path.exists()])[0]:
             batches = self._over_batches(
                 len(dataset), lambda indices: measure.function(pixels(dataset, indices)), f"{name} of real images"
             )
-            if self.state.is_main_process:
-                save_cache(path, concatenate(batches))
-        return load_file(path) if self.state.is_main_process else None
+        return cached(path, lambda: concatenate(batches)) if self.state.is_main_process else None
 
     def samples(self, seed: int, sampler: str | None, num_inference_steps: int) -> dict[str, torch.Tensor]:
         """num_images samples as uint8 "images", their "labels" if asked for, and every measure of them."""
@@ -210,12 +212,11 @@ class Evaluation:
         if sampler is not None:
             scheduler_class, options["eta"] = SAMPLERS[sampler]
             self.pipeline.scheduler = scheduler_class.from_config(self.scheduler_config)
-        dtype = PRECISIONS[self.config.mixed_precision]
 
         def draw(indices: range) -> dict[str, torch.Tensor]:
             generators = [torch.Generator().manual_seed(_key(seed, i)) for i in indices]
             asked = {} if labels is None else {"labels": labels[indices.start : indices.stop]}
-            with torch.autocast(self.state.device.type, dtype, enabled=dtype != torch.float32):
+            with self.autocast():
                 images = self.pipeline(
                     batch_size=len(indices),
                     generator=generators,
@@ -234,20 +235,28 @@ class Evaluation:
         return samples
 
     def bound(self) -> dict:
-        """`Bound.summary` of num_images test images."""
+        """`Bound.summary` of num_images test images. Finished batches wait in the cache for the others, also over a new start."""
+        config, unet, seed = self.config, self.pipeline.unet, self.config.seeds[0]
         scheduler = DDPMNoiseScheduler.from_config(self.scheduler_config)
-        num_timesteps = self.config.bpd_timesteps or None
-        split_chain(len(scheduler), num_timesteps)
-        chosen, seed = self.subset(self.config.seeds[0]), self.config.seeds[0]
+        num_timesteps, chosen = config.bpd_timesteps or None, self.subset(seed)
+        what = fingerprint(unet), scheduler.config, self.test.fingerprint, seed, num_timesteps, config.num_images
+        folder = cache_folder(config.cache_dir, "bound", *what, config.batch_size, config.mixed_precision)
 
-        def measure(indices: range) -> Bound:
+        def compute(indices: range) -> dict[str, torch.Tensor]:
             index = torch.from_numpy(chosen[indices.start : indices.stop])
             batch = self.test[index.tolist()]
             labels = batch["labels"].to(self.state.device) if self.is_conditional else None
-            x_0 = batch["x_0"].to(self.state.device)
-            return variational_bound(self.pipeline.unet, scheduler, x_0, index, labels, num_timesteps, seed)
+            with self.autocast():
+                x_0 = batch["x_0"].to(self.state.device)
+                return vars(variational_bound(unet, scheduler, x_0, index, labels, num_timesteps, seed))
 
-        return Bound.concatenate(self._over_batches(len(chosen), measure, "bpd")).summary()
+        def measure(indices: range) -> Bound:
+            return Bound(**cached(folder / f"{indices.start}.safetensors", partial(compute, indices)))
+
+        bounds = self._over_batches(len(chosen), measure, "bpd")
+        if self.state.is_main_process:
+            shutil.rmtree(folder)
+        return Bound.concatenate(bounds).summary()
 
     # ------------------------------------------------------------------ figures
 

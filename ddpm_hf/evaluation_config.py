@@ -73,7 +73,7 @@ class EvaluationConfig:
     guidance_scale: float = field(default=1.0, metadata={"help": "1 is plain conditional sampling"})
     mixed_precision: str | None = field(
         default=None,
-        metadata={"help": "no, bf16 or fp16, of sampling alone; default: the launcher's, or else bf16"},
+        metadata={"help": "of the network: no, bf16 or fp16; default: the launcher's, or else bf16"},
     )
     bpd_timesteps: int = field(default=50, metadata={"help": "evaluated for each image (stratified); 0 is all: exact"})
     classifier: str = field(
@@ -83,7 +83,7 @@ class EvaluationConfig:
     revision: str | None = field(default=None, metadata={"help": "of a model on the Hub"})
     cache_dir: str = field(
         default=os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "ddpm_hf"),
-        metadata={"help": "where features of real images are kept"},
+        metadata={"help": "where features of real images and the finished part of the bound are kept"},
     )
     sweep: bool = field(
         default=False, metadata={"help": "measure FID and time of every sampler and number of steps instead"}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification
 
 from ddpm_hf import fidelity
@@ -84,12 +84,19 @@ def pixels(dataset, indices) -> torch.Tensor:
     return to_uint8(dataset[[int(i) for i in indices]]["x_0"])
 
 
-def save_cache(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Write a cache file; readers see all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        save_file(tensors, Path(folder) / path.name)
-        os.replace(Path(folder) / path.name, path)
+def cached(path: Path, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The named tensors in a file of the cache, computed and written where it is missing; readers see all of it or nothing."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            save_file(compute(), Path(folder) / path.name)
+            os.replace(Path(folder) / path.name, path)
+    return load_file(path)
+
+
+def cache_folder(cache_dir: str, name: str, *what) -> Path:
+    """Where the parts of a result are kept that depends on `what`."""
+    return Path(cache_dir) / f"{name}-{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}"
 
 
 def concatenate(batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
