@@ -58,6 +58,7 @@ setup(
             "ruff",
             "mypy",
             "playwright",
+            "spaces",
             "psutil",
             "uvicorn",
             "starlette",

@@ -22,7 +22,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from pictures import draw_schedule, enlarge, make_grid, save_downloads, to_data_uri
 from PIL import Image
-from service import MAX_GUIDANCE, MAX_IMAGES, SAMPLERS, Frame, Job, Parameters, SamplingService, to_uint8
+from service import MAX_GUIDANCE, MAX_IMAGES, SAMPLERS, ZERO_GPU, Frame, Job, Parameters, SamplingService, to_uint8
 
 HERE = Path(__file__).resolve().parent
 MODEL_ID = os.environ.get("MODEL_ID", str(HERE.parent / "checkpoints" / "ddpm-fashion-mnist"))
@@ -67,7 +67,7 @@ def load_model(model_id: str) -> tuple[DiffusionPipeline, Path]:
     except HFValidationError:
         raise SystemExit(f"MODEL_ID={model_id!r} is neither a folder here nor the id of a model on the Hub.") from None
     pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
-    return pipe.to("cuda" if torch.cuda.is_available() else "cpu"), folder
+    return pipe.to("cuda" if torch.cuda.is_available() and not ZERO_GPU else "cpu"), folder
 
 
 def read_card(folder: Path) -> str:
@@ -135,7 +135,7 @@ class App:
             for new in job.frames():
                 frames += new
                 shown += [show_frame(frame) for frame in new]
-                yield self.view(job, shown, "denoising"), *keep
+                yield self.view(job, shown, "denoising") if new else gr.skip(), *keep
             with tempfile.TemporaryDirectory() as folder:
                 paths = self.save(Path(folder), job, frames)
                 captions = [
@@ -162,13 +162,17 @@ class App:
 
     def generate(
         self, class_labels, batch_size, num_inference_steps, sampler, guidance_scale, seed=None
-    ) -> Iterator[tuple[str, str, dict]]:
+    ) -> Iterator[tuple]:
         """Samples images. Image i is of class_labels[i % len(class_labels)] (none: no class) and depends on seed + i alone,
         not on batch_size; without a seed one is drawn. Returns the images as one PNG, their denoising as GIF, and all that
         is needed to make them again."""
         job = self.start(class_labels, batch_size, num_inference_steps, sampler, guidance_scale, seed)
+        frames, keep = [], (gr.skip(),) * 3
         try:
-            frames = [frame for new in job.frames() for frame in new]
+            yield keep  # at these points gradio ends it, when the client cancels or leaves
+            for new in job.frames():
+                frames += new
+                yield keep
             with tempfile.TemporaryDirectory() as folder:
                 png, gif, _ = self.save(Path(folder), job, frames)
                 yield png, gif, self.describe(job.parameters)

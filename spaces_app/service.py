@@ -2,13 +2,19 @@
 
 Jobs that ask for the same sampler, number of steps and guidance share a batch. Image i of a job draws all its noise from
 its own generator, seeded `seed + i`, so a picture does not depend on who else is in the batch. `app.py` is the only user.
+
+On ZeroGPU a GPU is lent to one call of a function, which runs in a process forked for it and is paid from the quota of the
+visitor who asked: there the weights wait on the CPU, batches are not shared, and a few visitors have their GPUs at once.
 """
 
+import contextvars
 import math
 import queue
 import threading
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,12 +22,21 @@ import torch
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 from PIL import Image
 
+try:
+    import spaces  # on every Gradio Space
+
+    ZERO_GPU = spaces.config.Config.zero_gpu
+except ImportError:
+    ZERO_GPU = False
+
 SAMPLERS = {"DPM-Solver++": 20, "DDIM": 50, "DDPM": 250}  # and the steps at which each one is at ease
 MAX_IMAGES = 16
 MAX_GUIDANCE = 10.0
 MAX_SEED = 2**32 - 1
 MAX_EVALUATIONS = 8000  # of the U-Net in one job: images * steps, twice that with guidance
-MAX_BATCH = 32  # images of all jobs that share a batch
+MAX_BATCH = 0 if ZERO_GPU else 32  # images of all jobs that share a batch
+NUM_WORKERS = 4 if ZERO_GPU else 1
+GPU_SECONDS = 30  # of ZeroGPU for one batch, at most; less is scheduled sooner
 MAX_FRAMES = 40  # recorded per job: what a page holds and a GIF shows
 
 
@@ -91,18 +106,21 @@ class Job:
     cancelled: bool = False
     images: list[Image.Image] = field(default_factory=list)  # filled when the last frame has been read
     events: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
+    context: contextvars.Context = field(default_factory=contextvars.copy_context)  # says to ZeroGPU who asked
 
     def frames(self) -> Iterator[list[Frame]]:
-        """Yields the frames that came since the last time, at least one; returns when the images are there."""
+        """Yields the frames that came since the last time, [] after a second without one, so that the reader can give up;
+        returns when the images are there."""
         while True:
-            events = [self.events.get()]
-            while not self.events.empty():
-                events.append(self.events.get())
-            if frames := [event for event in events if isinstance(event, Frame)]:
-                yield frames
-            if isinstance(events[-1], Exception):
+            events = []
+            with suppress(queue.Empty):
+                events.append(self.events.get(timeout=1))
+                while True:
+                    events.append(self.events.get_nowait())
+            yield [event for event in events if isinstance(event, Frame)]
+            if events and isinstance(events[-1], Exception):
                 raise events[-1]
-            if events[-1] is None:
+            if events and events[-1] is None:
                 return
 
 
@@ -131,9 +149,11 @@ class SamplingService:
         solver = DPMSolver.from_config(pipe.scheduler.config, lambda_min_clipped=-5.1, variance_type=None)
         self._dpm_solver = type(pipe)(unet=pipe.unet, scheduler=solver, id2label=pipe.id2label)
         self._dpm_solver.set_progress_bar_config(disable=True)
+        self._sample = spaces.GPU(self._denoise, duration=GPU_SECONDS) if ZERO_GPU else self._denoise
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
-        threading.Thread(target=self._work, daemon=True, name="sampling").start()
+        for _ in range(NUM_WORKERS):
+            threading.Thread(target=self._work, daemon=True, name="sampling").start()
 
     def submit(self, parameters: Parameters) -> Job:
         """Puts a job in line. Raises ValueError for a class the model does not know, or when the line is full."""
@@ -164,7 +184,7 @@ class SamplingService:
         while True:
             jobs = self._next_batch()
             try:
-                self._run(jobs)
+                jobs[0].context.run(self._run, jobs)
                 outcome = None
             except Exception as error:  # noqa: BLE001 (whatever it is, the visitor is told and the worker lives on)
                 outcome = error
@@ -180,44 +200,67 @@ class SamplingService:
             for job in list(self._waiting):
                 if job.parameters.batch_key != first.parameters.batch_key:
                     continue
-                if num_images + job.parameters.batch_size <= MAX_BATCH:
+                if not jobs or num_images + job.parameters.batch_size <= MAX_BATCH:
                     jobs.append(job)
                     num_images += job.parameters.batch_size
                     self._waiting.remove(job)
         return jobs
 
     def _run(self, jobs: list[Job]) -> None:
-        sampler, num_steps, guidance_scale = jobs[0].parameters.batch_key
-        pipe = self._dpm_solver if sampler == "DPM-Solver++" else self.pipe
         seeds = [seed for job in jobs for seed in job.parameters.seeds]
+        label_ids = self._label_ids([name for job in jobs for name in job.parameters.labels])
         stops = np.cumsum([job.parameters.batch_size for job in jobs])
         parts = [slice(stop - job.parameters.batch_size, stop) for job, stop in zip(jobs, stops, strict=True)]
+        with closing(self._sample(*jobs[0].parameters.batch_key, seeds, label_ids)) as steps:
+            for shown in steps:
+                if all(job.cancelled for job in jobs):
+                    return
+                if shown:
+                    step, timestep, x_t, x_0 = shown
+                    for job, part in zip(jobs, parts, strict=True):
+                        job.events.put(Frame(step, timestep, x_t[part], x_0[part]))
+        for job, part in zip(jobs, parts, strict=True):
+            job.images = [Image.fromarray(image) for image in x_t[part]]
+
+    def _denoise(self, sampler, num_steps, guidance_scale, seeds, label_ids) -> Iterator[tuple]:
+        """Yields a Frame's (step, timestep, x_t, x_0) of the whole batch at the steps that are shown, the last among them,
+        and () at the others. Closed early, it ends the computation. Its arguments and what it yields can be pickled."""
+        pipe = self._dpm_solver if sampler == "DPM-Solver++" else self.pipe
+        if ZERO_GPU:
+            pipe.to("cuda")  # only this process has one
         every = math.ceil(num_steps / MAX_FRAMES)
+        steps, closed = queue.SimpleQueue(), threading.Event()
 
         def on_step_end(pipe, step_index, timestep, tensors):
-            if all(job.cancelled for job in jobs):
-                pipe.interrupt = True
-            elif (num_steps - 1 - step_index) % every == 0:
-                x_0 = tensors["pred_original_sample"]
-                if x_0 is None:  # DPM-Solver++ returns no prediction, but works with it
-                    x_0 = pipe.scheduler.model_outputs[-1]
-                x_t, x_0 = to_uint8(tensors["latents"]), to_uint8(x_0)
-                for job, part in zip(jobs, parts, strict=True):
-                    job.events.put(Frame(step_index + 1, int(timestep), x_t[part], x_0[part]))
+            pipe.interrupt = closed.is_set()
+            if (num_steps - 1 - step_index) % every:
+                steps.put(())
+                return {}
+            x_0 = tensors["pred_original_sample"]
+            if x_0 is None:  # DPM-Solver++ returns no prediction, but works with it
+                x_0 = pipe.scheduler.model_outputs[-1]
+            steps.put((step_index + 1, int(timestep), to_uint8(tensors["latents"]), to_uint8(x_0)))
             return {}
 
-        images = pipe(
-            batch_size=len(seeds),
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            num_inference_steps=num_steps,
-            class_labels=self._label_ids([name for job in jobs for name in job.parameters.labels]),
-            guidance_scale=guidance_scale,
-            callback_on_step_end=on_step_end,
-            callback_on_step_end_tensor_inputs=["latents", "pred_original_sample"],
-            **({"eta": 0.0} if sampler == "DDIM" else {}),
-        ).images
-        for job, part in zip(jobs, parts, strict=True):
-            job.images = images[part]
+        with ThreadPoolExecutor(1) as thread:
+            run = thread.submit(
+                pipe,
+                batch_size=len(seeds),
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                num_inference_steps=num_steps,
+                output_type="pt",
+                class_labels=label_ids,
+                guidance_scale=guidance_scale,
+                callback_on_step_end=on_step_end,
+                callback_on_step_end_tensor_inputs=["latents", "pred_original_sample"],
+                **({"eta": 0.0} if sampler == "DDIM" else {}),
+            )
+            run.add_done_callback(lambda _: steps.put(None))
+            try:
+                yield from iter(steps.get, None)
+            finally:
+                closed.set()
+        run.result()
 
     def draw_noise(self, batch_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """What a job of these seeds starts from, and the grey that one believes of it: uint8 arrays as in a Frame."""

@@ -14,8 +14,11 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 
+import httpx2
 import numpy as np
 import psutil
 import pytest
@@ -155,7 +158,7 @@ def test_a_batch_mixes_only_what_can_be_mixed(pipe):
 def test_cancel_stops_the_computation(pipe):
     sampling, evaluations = SamplingService(pipe), Evaluations(pipe.unet)
     job = sampling.submit(Parameters(None, 1, 1000, "DDPM"))
-    next(job.frames())
+    next(filter(None, job.frames()))
     sampling.cancel(job)
     finish(sampling.submit(Parameters(None, 1, 1)))  # runs after the cancelled one has stopped
     assert len(evaluations.batch_sizes) < 500
@@ -172,7 +175,7 @@ def test_cancel_leaves_the_others_in_the_batch(pipe):
     sampling.cancel(waiting)  # never runs at all
     evaluations.gate.set()
     finish(first)
-    next(leaver.frames())
+    next(filter(None, leaver.frames()))
     sampling.cancel(leaver)
     assert np.abs(finish(stayer)[1][0] - alone[0]).max() <= 1
     assert len(evaluations.batch_sizes) == 20 + 1 + 20
@@ -250,17 +253,27 @@ def test_memory_is_flat_over_500_requests(model_folder):
 # ---------------------------------------------------------------- the running app
 
 
-@pytest.fixture(scope="module")
-def url(model_folder):
-    """The app as a visitor meets it: a process of its own."""
+@contextmanager
+def running(script, model_folder):
+    """A process of its own that serves the page: its URL, and the rest of what it prints."""
     environment = os.environ | {"MODEL_ID": os.environ.get("MODEL_ID", str(model_folder)), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-u", str(ROOT / "spaces_app" / "app.py")]
+    command = [sys.executable, "-u", str(ROOT / script)]
     process = subprocess.Popen(command, env=environment, cwd="/", stdout=subprocess.PIPE, text=True)
     try:
-        yield next(match[0] for line in process.stdout if (match := re.search(r"http://[\w.:]+", line)))
+        yield (
+            next(match[0] for line in process.stdout if (match := re.search(r"http://[\w.:]+", line))),
+            process.stdout,
+        )
     finally:
         process.terminate()
         process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def url(model_folder):
+    """The app as a visitor meets it."""
+    with running("spaces_app/app.py", model_folder) as (url, _):
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -324,6 +337,20 @@ def test_twenty_clients_at_once(client, url):
     for seed in (0, 19):
         a, b = (np.asarray(Image.open(result[0]), int) for result in (together[seed], ask(seed)))
         assert np.abs(a - b).max() <= 1
+
+
+def test_zero_gpu_lends_a_process_of_its_own(pipe, model_folder):
+    pytest.importorskip("spaces", reason="spaces is not installed")
+    wanted = Parameters(("Bag",), 2, 10, seed=5)
+    with running("tests/zero_gpu_app.py", model_folder) as (url, printed):
+        arguments = {"class_labels": ["Bag"], "batch_size": 2, "num_inference_steps": 10, "sampler": "DDIM", "seed": 5}
+        png = gradio_client.Client(url, verbose=False).predict(**arguments, api_name="/generate")[0]
+        lines = "".join(takewhile(lambda line: "/release" not in line, printed))
+    borrower = re.search(r'/allow .*"pid": \["(\d+)"', lines)[1]
+    assert "/schedule" in lines and f"moved: cuda in {borrower}" in lines
+    grid = np.asarray(Image.open(png).resize((33, 16), Image.Resampling.NEAREST), int)
+    images = finish(SamplingService(pipe).submit(wanted))[1]
+    assert np.abs(np.stack([grid[:, :16], grid[:, 17:]]) - np.stack(images)).max() <= 1
 
 
 # ---------------------------------------------------------------- the page
@@ -422,14 +449,27 @@ def test_stop(open_page):
     assert "DDIM, 50 steps" in page.locator(".viewer .status").inner_text()
 
 
-@pytest.mark.parametrize("how", ["stop", "leave"])
-def test_stopping_and_leaving_end_the_computation(browser, model_folder, how):
-    """The app in this process, its U-Net slowed down: a thousand steps would take 50 seconds."""
+@pytest.fixture
+def slow(model_folder):
+    """(url, Evaluations) of an app in this process whose U-Net is slowed down: a thousand steps would take 50 seconds."""
     app = space.App(str(model_folder))
-    page_app = space.build_page(app)
+    page = space.build_page(app)
     evaluations = Evaluations(app.pipe.unet)
     app.pipe.unet.register_forward_pre_hook(lambda *_: time.sleep(0.05))
-    _, url, _ = page_app.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
+    yield page.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)[1], evaluations
+    page.close()
+
+
+def ends_early(evaluations):
+    seen = 0
+    while seen != (seen := len(evaluations.batch_sizes)):
+        time.sleep(1)
+    return 0 < seen < 500
+
+
+@pytest.mark.parametrize("how", ["stop", "leave"])
+def test_stopping_and_leaving_end_the_computation(browser, slow, how):
+    url, evaluations = slow
     page = browser.new_page()
     try:
         page.goto(url)
@@ -439,13 +479,25 @@ def test_stopping_and_leaving_end_the_computation(browser, model_folder, how):
         page.click("#generate")
         page.wait_for_function("document.querySelector('.viewer input').value >= 1")
         page.click("#stop") if how == "stop" else page.close()
-        seen = 0
-        while seen != (seen := len(evaluations.batch_sizes)):
-            time.sleep(1)
-        assert 0 < seen < 500
+        assert ends_early(evaluations)
     finally:
         page.close()
-        page_app.close()
+
+
+@pytest.mark.parametrize("how", ["stop", "leave"])
+def test_stopping_and_leaving_the_api_end_the_computation(slow, how):
+    url, evaluations = slow
+    if how == "stop":
+        client = gradio_client.Client(url, verbose=False)
+        job = client.submit(num_inference_steps=1000, sampler="DDPM", api_name="/generate")
+    else:
+        call = f"{url}gradio_api/call/generate"
+        event = httpx2.post(call, json={"data": [None, 1, 1000, "DDPM", 1, None]}).json()["event_id"]
+        stream = httpx2.Client().send(httpx2.Request("GET", f"{call}/{event}"), stream=True)
+    while not evaluations.batch_sizes:
+        time.sleep(0.1)
+    job.cancel() if how == "stop" else stream.close()
+    assert ends_early(evaluations)
 
 
 def test_wrong_input_is_told(open_page):
