@@ -194,7 +194,7 @@ def evaluation(options) -> list[dict]:
         pipe.unet.register_forward_hook(lambda *_: spent.append(spent.pop() + time.perf_counter()))
 
     def after_ten(pipe, i, t, tensors):
-        pipe.interrupt = i == 9
+        pipe._interrupt = i == 9
 
     def side(call) -> float:
         spent.clear()

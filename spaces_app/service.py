@@ -232,7 +232,7 @@ class SamplingService:
         steps, closed = queue.SimpleQueue(), threading.Event()
 
         def on_step_end(pipe, step_index, timestep, tensors):
-            pipe.interrupt = closed.is_set()
+            pipe._interrupt = closed.is_set()
             if (num_steps - 1 - step_index) % every:
                 steps.put(())
                 return {}

@@ -64,6 +64,15 @@ def test_nothing_saved_names_this_machine(tmp_path):
         assert str(tmp_path).encode() not in data and b"hf_secret" not in data
 
 
+CHECKPOINTS = Path(hub.__file__).parents[1] / "checkpoints"
+
+
+@pytest.mark.parametrize("path", sorted(CHECKPOINTS.rglob("*.py")), ids=lambda path: path.stem)
+def test_the_published_models_carry_this_code(path):
+    """Whoever changes a hub file saves them anew: CONTRIBUTING.md."""
+    assert path.read_bytes() == Path(hub.__file__).with_name(path.name).read_bytes()
+
+
 def test_a_new_save_replaces_the_model_and_nothing_else(saved):
     (saved / "unet/diffusion_pytorch_model-00001-of-00002.safetensors").write_bytes(b"of an older, larger model")
     hub.save(tiny_pipeline(seed=1), saved)

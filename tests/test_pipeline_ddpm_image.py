@@ -343,10 +343,10 @@ def test_interrupt_stops_the_loop_and_the_next_call_runs_again():
 
     def callback(pipe, i, t, tensors):
         steps.append(i)
-        pipe.interrupt = i == 1
+        pipe._interrupt = i == 1
 
     assert len(pipe(num_inference_steps=5, callback_on_step_end=callback).images) == 1
-    assert steps == [0, 1]
+    assert steps == [0, 1] and pipe.interrupt
     steps.clear()
     pipe(num_inference_steps=2, callback_on_step_end=lambda pipe, i, t, tensors: steps.append(i))
     assert steps == [0, 1]
@@ -366,7 +366,8 @@ WITH_NULL = {"num_class_embeds": 4, "id2label": NAMES}
         ({}, {"class_labels": [1]}, r"class_labels=\[1\].*without class labels"),
         ({}, {"guidance_scale": 2.0}, "guidance_scale=2.0 needs class_labels"),
         ({}, {"batch_size": 0}, "batch_size=0"),
-        ({}, {"eta": 1.5}, "eta=1.5 must be from 0 .* to 1"),
+        ({}, {"eta": 1.5}, "eta=1.5 must be from 0 to 1"),
+        ({}, {"guidance_rescale": -0.1}, "guidance_rescale=-0.1 must be from 0 to 1"),
         ({}, {"batch_size": 3, "generator": seeds(1, 2)}, "batch_size=3.*'generator': 2"),
         ({}, {"batch_size": 3, "latents": torch.zeros(2, 1, 8, 8)}, "batch_size=3.*'latents': 2"),
         ({}, {"callback_on_step_end_tensor_inputs": ["noise"]}, "callback_on_step_end_tensor_inputs.*noise.*latents"),

@@ -3,8 +3,7 @@
     x_T ~ N(0, I);  for t = T..1:  x_{t-1} ~ p(x_{t-1} | x_t)  =  scheduler.step(unet(x_t, t), t, x_t);  x_0 -> uint8
 
 With class labels, classifier-free guidance (arXiv:2207.12598 Eq. 6, in the form diffusers uses): out = null + scale * (class - null).
-Takes everything `diffusers.DDPMPipeline` takes, in its order, then ours, and any U-Net and scheduler of diffusers. The file stands alone
-(torch, diffusers): it is copied into every saved model.
+Takes what `diffusers.DDPMPipeline` takes, in its order, then ours, and any U-Net and scheduler of diffusers. Stands alone: every model has a copy.
 """
 
 import inspect
@@ -34,13 +33,13 @@ class DDPMImagePipeline(DiffusionPipeline):
     model_cpu_offload_seq = "unet"
     _callback_tensor_inputs = ["latents", "pred_original_sample"]
     component_classes: dict[str, Any] = {}  # saved class name -> class to load; the package fills it
+    interrupt = property(lambda self: self._interrupt)  # as in diffusers' pipelines: a callback sets the attribute
 
     def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, id2label: dict | None = None):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
         self.id2label = {int(label): name for label, name in (id2label or {}).items()}
         self.register_to_config(id2label=self.id2label or None)
-        self.interrupt = False  # a callback sets it to stop the loop
 
     @property
     def null_label(self) -> int | None:
@@ -87,15 +86,16 @@ class DDPMImagePipeline(DiffusionPipeline):
             latents: the initial noise x_T, (B, C, H, W), instead of a draw.
             autocast: run the U-Net in bfloat16; None: only in the fast default, where the hardware has bfloat16. False is the reference.
             callback_on_step_end: called as f(pipe, step_index, t, tensors) after each step; a dict with "latents" that it returns replaces them.
-                It stops the loop by setting `pipe.interrupt = True`.
+                It stops the loop by setting `pipe._interrupt = True`.
         """
         labels = self._labels(class_labels)
         batch_size = self._batch_size(batch_size, labels, generator, latents)
         labels = self._broadcast_labels(labels, batch_size, guidance_scale)
         if output_type not in ("pil", "np", "numpy", "pt"):
             raise ValueError(f"output_type={output_type!r}: choose 'pil', 'np' or 'pt'.")
-        if eta is not None and not 0 <= eta <= 1:
-            raise ValueError(f"eta={eta} must be from 0 (DDIM) to 1 (DDPM).")
+        for name, value in {"eta": eta, "guidance_rescale": guidance_rescale}.items():
+            if not 0 <= (value or 0) <= 1:
+                raise ValueError(f"{name}={value} must be from 0 to 1.")
         if unknown := set(callback_on_step_end_tensor_inputs) - set(known := self._callback_tensor_inputs):
             raise ValueError(f"callback_on_step_end_tensor_inputs has {sorted(unknown)}: choose from {known}.")
         if num_inference_steps is None:
@@ -106,7 +106,7 @@ class DDPMImagePipeline(DiffusionPipeline):
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         options = self._step_options(generator, eta)
         latents = self._initial_noise(batch_size, generator, latents, device)
-        self.interrupt = False
+        self._interrupt = False
         with torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext():  # casts the weights once
             for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
                 x_t = self.scheduler.scale_model_input(latents, t)
