@@ -128,14 +128,14 @@ class App:
         class_labels = {ALL_CLASSES: self.class_names, NO_CLASS: None}.get(garment, [garment])
         job = self.start(class_labels, batch_size, num_inference_steps, sampler, guidance_scale, seed)
         keep = [gr.skip()] * 4
-        status = f"waiting for {job.num_ahead} before you" if job.num_ahead else "starting"
         shown, frames = [], []
         try:
-            yield self.view(job, shown, status), *keep
+            yield self.view(job, shown, self.place(job)), *keep
             for new in job.frames():
                 frames += new
                 shown += [show_frame(frame) for frame in new]
-                yield self.view(job, shown, "denoising") if new else gr.skip(), *keep
+                status = "denoising" if shown else self.place(job)
+                yield self.view(job, shown, status) if new or not shown else gr.skip(), *keep
             with tempfile.TemporaryDirectory() as folder:
                 paths = self.save(Path(folder), job, frames)
                 captions = [
@@ -152,6 +152,10 @@ class App:
         """What the viewer shows before the first click: the noise that the images will come out of."""
         start = Frame(0, self.pipe.scheduler.config.num_train_timesteps, *self.service.draw_noise(batch_size, seed))
         return {"status": "press Generate", "done": True, "num_steps": num_steps, "frames": [show_frame(start)]}
+
+    def place(self, job: Job) -> str:
+        num_ahead = self.service.num_ahead(job)
+        return f"waiting for {num_ahead} before you" if num_ahead else "starting"
 
     def view(self, job: Job, shown: list, status: str) -> dict[str, Any]:
         num_steps = job.parameters.num_inference_steps

@@ -102,7 +102,6 @@ class Job:
     """A request on its way. The worker writes into it, one reader iterates over it."""
 
     parameters: Parameters
-    num_ahead: int = 0  # jobs that were waiting when this one came
     cancelled: bool = False
     images: list[Image.Image] = field(default_factory=list)  # filled when the last frame has been read
     events: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
@@ -168,10 +167,15 @@ class SamplingService:
         with self._changed:
             if len(self._waiting) >= self.max_waiting:
                 raise ValueError(f"{self.max_waiting} requests are waiting already. Please try again in a minute.")
-            job = Job(parameters, num_ahead=len(self._waiting))
+            job = Job(parameters)
             self._waiting.append(job)
             self._changed.notify()
         return job
+
+    def num_ahead(self, job: Job) -> int:
+        """Jobs that wait before this one."""
+        with self._changed:
+            return self._waiting.index(job) if job in self._waiting else 0
 
     def cancel(self, job: Job) -> None:
         """Takes a job out of the line, or stops it: its batch goes on only for the others in it."""

@@ -18,8 +18,6 @@ function show(index) {
 
 function render() {
   const frames = props.value?.frames ?? [];
-  if (frames.length === 0 && props.value) element.scrollIntoView({ block: "nearest" }); // on a phone it is below the button
-  if (frames.length === 0) stopped = false;
   status.textContent = stopped ? "stopped" : (props.value?.status ?? "");
   element.querySelector(".viewer").classList.toggle("empty", frames.length === 0);
   slider.disabled = frames.length < 2;
@@ -38,6 +36,10 @@ slider.addEventListener("input", () => {
   show(Number(slider.value));
 });
 document.addEventListener("click", (event) => {
+  if (event.target.closest("#generate")) {
+    stopped = false;
+    element.scrollIntoView({ block: "nearest" }); // on a phone it is below the button
+  }
   if (!event.target.closest("#stop") || !props.value || props.value.done) return;
   stopped = true;
   status.textContent = "stopped";
