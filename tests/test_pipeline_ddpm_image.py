@@ -274,7 +274,7 @@ def test_guidance_in_one_call_is_the_formula_in_two(labelled, rescale):
 
 def test_the_fast_default_computes_in_bfloat16_where_the_hardware_does():
     pipe, dtypes = make_pipeline(), []
-    pipe.unet.conv_in.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+    pipe.unet.conv_out.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
     native = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
     calls = [({}, native), ({"autocast": False}, torch.float32), ({"num_inference_steps": 1}, torch.float32)]
     for options, dtype in [*calls, ({"num_inference_steps": 1, "autocast": True}, torch.bfloat16)]:
