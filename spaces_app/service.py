@@ -237,13 +237,14 @@ class SamplingService:
 
         def on_step_end(pipe, step_index, timestep, tensors):
             pipe._interrupt = closed.is_set()
-            if (num_steps - 1 - step_index) % every:
+            left = len(pipe.scheduler.timesteps) - 1 - step_index  # DPM-Solver++ drops the steps that have no signal
+            if left % every:
                 steps.put(())
                 return {}
             x_0 = tensors["pred_original_sample"]
             if x_0 is None:  # DPM-Solver++ returns no prediction, but works with it
                 x_0 = pipe.scheduler.model_outputs[-1]
-            steps.put((step_index + 1, int(timestep), to_uint8(tensors["latents"]), to_uint8(x_0)))
+            steps.put((num_steps - left, int(timestep), to_uint8(tensors["latents"]), to_uint8(x_0)))
             return {}
 
         with ThreadPoolExecutor(1) as thread:

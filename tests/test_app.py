@@ -122,6 +122,15 @@ def test_a_model_that_predicts_its_variance(sampler):
     assert frames[-1].x_0.shape == frames[-1].x_t.shape == (2, 16, 16) and images[0].std() > 1
 
 
+def test_the_image_is_the_end_where_the_solver_drops_steps():
+    """Of 260 steps on a cosine schedule DPM-Solver++ takes 259: the first has no signal to divide by."""
+    pipe = random_model(beta_schedule="squaredcos_cap_v2", timestep_spacing="trailing")
+    evaluations = Evaluations(pipe.unet)
+    frames, _ = finish(SamplingService(pipe).submit(Parameters(None, 1, 260, "DPM-Solver++")))
+    assert len(evaluations.batch_sizes) == 259
+    assert (frames[-1].step, frames[-1].timestep) == (260, 3)
+
+
 def test_a_picture_does_not_depend_on_who_shares_the_batch(pipe):
     sampling, evaluations = SamplingService(pipe), Evaluations(pipe.unet)
     wanted = Parameters(("Bag",), 2, 10, "DDPM", 1.0, seed=9)
