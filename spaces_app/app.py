@@ -43,7 +43,7 @@ VIEWER = """
       <div><img alt="predicted x_0"></div></figure>
   </div>
   <input type="range" min="0" max="0" value="0" disabled aria-label="Step of the denoising">
-  <div class="line"><output></output><span class="status" role="status"></span></div>
+  <div class="line"><output aria-live="off"></output><span class="status" role="status"></span></div>
 </div>
 """
 
@@ -53,10 +53,10 @@ Gaussian, step $t$ can be reached in one jump:
 
 $$x_t = \sqrt{\bar\alpha_t}\,x_0 + \sqrt{1 - \bar\alpha_t}\,\epsilon, \qquad \epsilon \sim \mathcal N(0, I)$$
 
-The network sees $x_t$ and $t$ and is trained to tell what was mixed in. Subtract its answer, and there is a first guess of
-the image: sharp when little noise was added, an average of all that is possible when nearly everything is noise. Generation
-starts from pure noise and takes many small steps in the direction of that guess, each one a little better informed than the
-one before. Move $t$ and see how early the garment can be told.
+The network sees $x_t$ and $t$ and is trained to tell apart what was mixed. Its answer gives a first guess of the image: sharp
+when little noise was added, an average of all that is possible when nearly everything is noise. Generation starts from pure
+noise and takes many small steps in the direction of that guess, each one a little better informed than the one before.
+Move $t$ and see how early the garment can be told.
 """
 
 
@@ -155,7 +155,7 @@ class App:
 
     def place(self, job: Job) -> str:
         num_ahead = self.service.num_ahead(job)
-        return f"waiting for {num_ahead} before you" if num_ahead else "starting"
+        return {None: "starting", 0: "next in line"}.get(num_ahead, f"waiting for {num_ahead} before you")
 
     def view(self, job: Job, shown: list, status: str) -> dict[str, Any]:
         num_steps = job.parameters.num_inference_steps

@@ -172,10 +172,10 @@ class SamplingService:
             self._changed.notify()
         return job
 
-    def num_ahead(self, job: Job) -> int:
-        """Jobs that wait before this one."""
+    def num_ahead(self, job: Job) -> int | None:
+        """Jobs that wait before this one; None when it waits no more."""
         with self._changed:
-            return self._waiting.index(job) if job in self._waiting else 0
+            return self._waiting.index(job) if job in self._waiting else None
 
     def cancel(self, job: Job) -> None:
         """Takes a job out of the line, or stops it: its batch goes on only for the others in it."""

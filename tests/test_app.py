@@ -197,7 +197,7 @@ def test_the_line_has_an_end(pipe):
     while not evaluations.batch_sizes:
         time.sleep(0.01)
     waiting = [sampling.submit(Parameters(None, 1, 1)) for _ in range(2)]
-    assert [sampling.num_ahead(job) for job in waiting] == [0, 1]
+    assert [sampling.num_ahead(job) for job in [running, *waiting]] == [None, 0, 1]
     assert next(waiting[0].frames()) == []  # so that who reads it can give up
     with pytest.raises(ValueError, match="2 requests are waiting already"):
         sampling.submit(Parameters(None, 1, 1))
