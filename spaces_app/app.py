@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from pictures import draw_schedule, enlarge, make_grid, save_downloads, to_data_uri
 from PIL import Image
 from service import MAX_GUIDANCE, MAX_IMAGES, SAMPLERS, ZERO_GPU, Frame, Job, Parameters, SamplingService, to_uint8
@@ -64,8 +64,10 @@ def load_model(model_id: str) -> tuple[DiffusionPipeline, Path]:
     """Loads the pipeline and returns it with its folder, where the card and the metrics lie as well."""
     try:
         folder = Path(model_id) if Path(model_id).is_dir() else Path(snapshot_download(model_id))
-    except HFValidationError:
-        raise SystemExit(f"MODEL_ID={model_id!r} is neither a folder here nor the id of a model on the Hub.") from None
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise SystemExit(
+            f"MODEL_ID={model_id!r} is neither a folder here nor a model that can be had from the Hub: {error}"
+        ) from None
     pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
     return pipe.to("cuda" if torch.cuda.is_available() and not ZERO_GPU else "cpu"), folder
 

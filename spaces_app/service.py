@@ -155,11 +155,13 @@ class SamplingService:
             threading.Thread(target=self._work, daemon=True, name="sampling").start()
 
     def submit(self, parameters: Parameters) -> Job:
-        """Puts a job in line. Raises ValueError for a class the model does not know, or when the line is full."""
+        """Puts a job in line. Raises ValueError for a class or more steps than the model knows, or when the line is full."""
         known = [*self.class_names, *([None] if self.has_null_label else [])]
         for name in parameters.labels:
             if name not in known:
                 raise ValueError(f"class_labels={name!r}: this model knows {', '.join(map(str, known))}.")
+        num_train_timesteps = self.pipe.scheduler.config.num_train_timesteps
+        check_range("num_inference_steps", parameters.num_inference_steps, 1, num_train_timesteps, int)
         if parameters.guidance_scale > 1 and not self.can_guide:
             raise ValueError(
                 f"guidance_scale={parameters.guidance_scale}: this model was not trained for guidance, use 1."

@@ -235,6 +235,12 @@ def test_bad_parameters_are_named(pipe, change, message):
         SamplingService(pipe).submit(Parameters(**change))
 
 
+def test_more_steps_than_the_model_has_are_refused():
+    pipe = random_model(num_train_timesteps=20)
+    with pytest.raises(ValueError, match="num_inference_steps=21 is not a whole number from 1 to 20"):
+        SamplingService(pipe).submit(Parameters(num_inference_steps=21))
+
+
 def test_noise_and_guess_is_the_schedulers_forward_process(pipe):
     x_0 = space.real_image("Bag", 1, 16)
     assert x_0.shape == (1, 1, 16, 16)
@@ -575,9 +581,12 @@ def test_space_metadata():
     assert {metadata["colorFrom"], metadata["colorTo"]} <= colors
 
 
-def test_a_model_that_is_nowhere_is_named():
-    with pytest.raises(SystemExit, match="MODEL_ID='no/such/folder' is neither a folder here nor the id of a model"):
-        space.load_model("no/such/folder")
+@pytest.mark.parametrize("model_id", ["no/such/folder", "you/none"])
+def test_a_model_that_is_nowhere_is_named(model_id):
+    with pytest.raises(
+        SystemExit, match=f"MODEL_ID='{model_id}' is neither a folder here nor a model that can be had"
+    ):
+        space.load_model(model_id)
 
 
 def test_card_is_shown_without_metadata_and_with_its_pictures(model_folder):
