@@ -41,7 +41,7 @@ from ddpm_hf.evaluation_config import NEEDS, PRECISIONS, SAMPLERS, EvaluationCon
 from ddpm_hf.likelihood import Bound, variational_bound
 from ddpm_hf.measures import (
     Measure,
-    cache_folder,
+    cache_path,
     cached,
     classifier_measure,
     concatenate,
@@ -197,12 +197,13 @@ class Evaluation:
     def real(self, dataset, name: str) -> dict[str, torch.Tensor] | None:
         """One measure of all images of a data set, from the cache if it is there; on the first rank only."""
         measure = self.measures[name]
-        path = measure.cache_file(self.config.cache_dir, dataset.fingerprint)
-        batches: list = []
-        if not broadcast_object_list([path.exists()])[0]:
-            batches = self._over_batches(
-                len(dataset), lambda indices: measure.function(pixels(dataset, indices)), f"{name} of real images"
-            )
+        path = cache_path(self.config.cache_dir, "measure", measure.key, dataset.fingerprint)
+
+        def function(indices: range) -> dict[str, torch.Tensor]:
+            return measure.function(pixels(dataset, indices))
+
+        is_known = broadcast_object_list([path.exists()])[0]
+        batches = [] if is_known else self._over_batches(len(dataset), function, f"{name} of real images")
         return cached(path, lambda: concatenate(batches)) if self.state.is_main_process else None
 
     def samples(self, seed: int, sampler: str | None, num_inference_steps: int) -> dict[str, torch.Tensor]:
@@ -240,7 +241,7 @@ class Evaluation:
         scheduler = DDPMNoiseScheduler.from_config(self.scheduler_config)
         num_timesteps, chosen = config.bpd_timesteps or None, self.subset(seed)
         what = fingerprint(unet), scheduler.config, self.test.fingerprint, seed, num_timesteps, config.num_images
-        folder = cache_folder(config.cache_dir, "bound", *what, config.batch_size, config.mixed_precision)
+        folder = cache_path(config.cache_dir, "bound", *what, config.batch_size, config.mixed_precision)
 
         def compute(indices: range) -> dict[str, torch.Tensor]:
             index = torch.from_numpy(chosen[indices.start : indices.stop])

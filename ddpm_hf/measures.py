@@ -28,10 +28,6 @@ class Measure:
     num_features: int = 0
     class_names: list[str] | None = None
 
-    def cache_file(self, cache_dir: str, fingerprint: str) -> Path:
-        """Where the measure of a data set is kept."""
-        return Path(cache_dir) / f"{fingerprint}-{self.key}.safetensors"
-
 
 def classifier_measure(path: str, num_channels: int, device: torch.device) -> Measure:
     """The "features" (D,) and "logits" (K,) of the classifier in a folder or on the Hub.
@@ -84,6 +80,11 @@ def pixels(dataset, indices) -> torch.Tensor:
     return to_uint8(dataset[[int(i) for i in indices]]["x_0"])
 
 
+def cache_path(cache_dir: str, name: str, *what) -> Path:
+    """Where a result is kept that depends on `what` alone."""
+    return Path(cache_dir) / f"{name}-{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}"
+
+
 def cached(path: Path, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """The named tensors in a file of the cache, computed and written where it is missing; readers see all of it or nothing."""
     if not path.exists():
@@ -92,11 +93,6 @@ def cached(path: Path, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[s
             save_file(compute(), Path(folder) / path.name)
             os.replace(Path(folder) / path.name, path)
     return load_file(path)
-
-
-def cache_folder(cache_dir: str, name: str, *what) -> Path:
-    """Where the parts of a result are kept that depends on `what`."""
-    return Path(cache_dir) / f"{name}-{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}"
 
 
 def concatenate(batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
