@@ -22,18 +22,25 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from pictures import draw_schedule, enlarge, make_grid, save_downloads, to_data_uri
 from PIL import Image
-from service import MAX_GUIDANCE, MAX_IMAGES, SAMPLERS, ZERO_GPU, Frame, Job, Parameters, SamplingService, to_uint8
+from service import (
+    MAX_BATCH,
+    MAX_GUIDANCE,
+    MAX_IMAGES,
+    MAX_WAITING,
+    SAMPLERS,
+    ZERO_GPU,
+    Frame,
+    Job,
+    Parameters,
+    SamplingService,
+    to_uint8,
+)
 
 HERE = Path(__file__).resolve().parent
 MODEL_ID = os.environ.get("MODEL_ID", str(HERE.parent / "checkpoints" / "ddpm-fashion-mnist"))
 DEFAULT_SAMPLER = next(iter(SAMPLERS))
 ALL_CLASSES, NO_CLASS = "All, in turn", "None: whatever comes"
 REAL_IMAGES = ["T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
-CONCURRENCY = {
-    "concurrency_limit": 20,
-    "concurrency_id": "sampling",
-}  # requests in the service at once; more wait before it
-MAX_QUEUE = 60
 
 VIEWER = """
 <div class="viewer empty">
@@ -97,12 +104,14 @@ class App:
     def __init__(self, model_id: str):
         self.model_id = model_id
         self.pipe, self.folder = load_model(model_id)
-        self.service = SamplingService(self.pipe, max_waiting=MAX_QUEUE)
+        self.service = SamplingService(self.pipe)
         self.class_names = self.service.class_names
+        self.num_steps = {name: min(num_steps, self.service.num_timesteps) for name, num_steps in SAMPLERS.items()}
 
     def start(self, class_labels, batch_size, num_inference_steps, sampler, guidance_scale, seed) -> Job:
         """Checks what was asked for and puts it in line; a bad value or a full line is told to the visitor."""
         seed = secrets.randbelow(2**32) if seed is None else seed
+        class_labels = [class_labels] if isinstance(class_labels, str) else class_labels
         labels = tuple(class_labels) if class_labels else None  # [] is what a client sends for "no class"
         try:
             return self.service.submit(
@@ -127,9 +136,10 @@ class App:
 
     def click(self, garment, batch_size, num_inference_steps, sampler, guidance_scale, seed) -> Iterator[tuple]:
         """One click on Generate: yields (viewer, gallery, png, gif, json) as the denoising goes on."""
-        class_labels = {ALL_CLASSES: self.class_names, NO_CLASS: None}.get(garment, [garment])
-        job = self.start(class_labels, batch_size, num_inference_steps, sampler, guidance_scale, seed)
+        class_labels = {ALL_CLASSES: self.class_names[:batch_size], NO_CLASS: None}.get(garment, garment)
         keep = [gr.skip()] * 4
+        yield gr.skip(), *keep  # gradio can end what has yielded once: before that, nothing is put in line
+        job = self.start(class_labels, batch_size, num_inference_steps, sampler, guidance_scale, seed)
         shown, frames = [], []
         try:
             yield self.view(job, shown, self.place(job)), *keep
@@ -152,7 +162,7 @@ class App:
 
     def opening(self, batch_size: int, seed: int, num_steps: int) -> dict[str, Any]:
         """What the viewer shows before the first click: the noise that the images will come out of."""
-        start = Frame(0, self.pipe.scheduler.config.num_train_timesteps, *self.service.draw_noise(batch_size, seed))
+        start = Frame(0, self.service.num_timesteps, *self.service.draw_noise(batch_size, seed))
         return {"status": "press Generate", "done": True, "num_steps": num_steps, "frames": [show_frame(start)]}
 
     def place(self, job: Job) -> str:
@@ -172,10 +182,11 @@ class App:
         """Samples images. Image i is of class_labels[i % len(class_labels)] (none: no class) and depends on seed + i alone,
         not on batch_size; without a seed one is drawn. Returns the images as one PNG, their denoising as GIF, and all that
         is needed to make them again."""
+        keep = (gr.skip(),) * 3
+        yield keep  # at these points gradio ends it, when the client cancels or leaves: before that, nothing is put in line
         job = self.start(class_labels, batch_size, num_inference_steps, sampler, guidance_scale, seed)
-        frames, keep = [], (gr.skip(),) * 3
+        frames = []
         try:
-            yield keep  # at these points gradio ends it, when the client cancels or leaves
             for new in job.frames():
                 frames += new
                 yield keep
@@ -230,9 +241,11 @@ def build_generate_tab(app: App) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             garment = gr.Dropdown(choices, value=choices[0], label="Garment", filterable=False)
-            batch_size = gr.Slider(1, MAX_IMAGES, value=10, step=1, label="Images")
+            batch_size = gr.Slider(1, MAX_IMAGES, value=10, step=1, precision=0, label="Images")
             sampler = gr.Radio(list(SAMPLERS), value=DEFAULT_SAMPLER, label="Sampler")
-            steps = gr.Slider(1, 1000, value=SAMPLERS[DEFAULT_SAMPLER], step=1, label="Steps")
+            steps = gr.Slider(
+                1, app.service.num_timesteps, value=app.num_steps[DEFAULT_SAMPLER], step=1, label="Steps"
+            )
             guided = app.service.can_guide
             guidance = gr.Slider(
                 1, MAX_GUIDANCE, value=1.5 if guided else 1, step=0.5, label="Guidance (1: none)", visible=guided
@@ -269,15 +282,15 @@ def build_generate_tab(app: App) -> None:
         [viewer, gallery, *downloads],
         api_visibility="private",
         show_progress="hidden",
-        **CONCURRENCY,
+        concurrency_limit=None,  # the line is the service's, which tells each visitor the place in it
     )
     stop.click(None, cancels=[run])
     dice.click(None, None, seed, js="() => Math.floor(Math.random() * 2 ** 32)")
-    sampler.input(lambda name: SAMPLERS[name], sampler, steps, api_visibility="private", queue=False)
+    sampler.input(app.num_steps.get, sampler, steps, api_visibility="private", queue=False)
 
 
 def build_explanation_tab(app: App) -> None:
-    num_timesteps = app.pipe.scheduler.config.num_train_timesteps
+    num_timesteps = app.service.num_timesteps
     gr.Markdown(
         EXPLANATION,
         latex_delimiters=[
@@ -307,13 +320,13 @@ def build_api(app: App) -> None:
         arguments = [
             gr.Dropdown(app.class_names, multiselect=True, label="class_labels"),
             gr.Number(1, label="batch_size"),
-            gr.Number(SAMPLERS[DEFAULT_SAMPLER], label="num_inference_steps"),
+            gr.Number(app.num_steps[DEFAULT_SAMPLER], label="num_inference_steps"),
             gr.Radio(list(SAMPLERS), value=DEFAULT_SAMPLER, label="sampler"),
             gr.Number(1, label="guidance_scale"),
             gr.Number(None, label="seed"),
         ]
         results = [gr.File(label="images"), gr.File(label="denoising"), gr.JSON(label="parameters")]
-        gr.Button().click(app.generate, arguments, results, api_name="generate", **CONCURRENCY)
+        gr.Button().click(app.generate, arguments, results, api_name="generate", concurrency_limit=None)
 
 
 def build_page(app: App) -> gr.Blocks:
@@ -333,11 +346,11 @@ def build_page(app: App) -> gr.Blocks:
                 with gr.Accordion("metrics.json: every figure and how it was measured", open=False):
                     gr.JSON(metrics, show_label=False)
         build_api(app)
-    return page.queue(max_size=MAX_QUEUE)
+    return page.queue(max_size=MAX_WAITING)
 
 
-def launch(model_id: str = MODEL_ID, **options):
-    """Loads the model and serves the page; `options` go to gradio's launch."""
+def launch(app: App, **options):
+    """Serves the page; `options` go to gradio's launch."""
     theme = gr.themes.Base(
         primary_hue="teal",
         neutral_hue="zinc",
@@ -352,11 +365,12 @@ def launch(model_id: str = MODEL_ID, **options):
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_hover="*primary_800",
     )
-    return build_page(App(model_id)).launch(
+    return build_page(app).launch(
         theme=theme,
         css_paths=HERE / "style.css",
         footer_links=["api"],
         ssr_mode=False,
+        max_threads=MAX_WAITING + MAX_BATCH + 8,  # who waits or is in the batch holds one; the next shall be refused
         run_history=False,
         show_error=True,  # also what gradio's own components refuse
         **options,
@@ -364,4 +378,4 @@ def launch(model_id: str = MODEL_ID, **options):
 
 
 if __name__ == "__main__":
-    launch()
+    launch(App(MODEL_ID))

@@ -37,12 +37,13 @@ MAX_EVALUATIONS = 8000  # of the U-Net in one job: images * steps, twice that wi
 MAX_BATCH = 0 if ZERO_GPU else 32  # images of all jobs that share a batch
 NUM_WORKERS = 4 if ZERO_GPU else 1
 GPU_SECONDS = 30  # of ZeroGPU for one batch, at most; less is scheduled sooner
+MAX_WAITING = 60
 MAX_FRAMES = 40  # recorded per job: what a page holds and a GIF shows
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """What a visitor asks for; the words are the pipeline's. Raises ValueError for what the service does not do."""
+    """What a visitor asks for; the words are the pipeline's."""
 
     class_labels: tuple[str, ...] | None = None  # image i is of class i modulo their number; None: no class
     batch_size: int = 10
@@ -50,20 +51,6 @@ class Parameters:
     sampler: str = "DDIM"
     guidance_scale: float = 1.0
     seed: int = 0
-
-    def __post_init__(self):
-        if self.sampler not in SAMPLERS:
-            raise ValueError(f"sampler={self.sampler!r} is not one of {', '.join(SAMPLERS)}.")
-        check_range("batch_size", self.batch_size, 1, MAX_IMAGES, int)
-        check_range("num_inference_steps", self.num_inference_steps, 1, 1000, int)
-        check_range("guidance_scale", self.guidance_scale, 1.0, MAX_GUIDANCE, (int, float))
-        check_range("seed", self.seed, 0, MAX_SEED, int)
-        evaluations = self.batch_size * self.num_inference_steps * (2 if self.guidance_scale > 1 else 1)
-        if evaluations > MAX_EVALUATIONS:
-            raise ValueError(
-                f"batch_size={self.batch_size} images of num_inference_steps={self.num_inference_steps} take "
-                f"{evaluations} evaluations of the U-Net (guidance doubles them); one request may take {MAX_EVALUATIONS}."
-            )
 
     @property
     def batch_key(self) -> tuple:
@@ -138,9 +125,10 @@ class SamplingService:
         max_waiting: Jobs that may wait; `submit` refuses more.
     """
 
-    def __init__(self, pipe: DiffusionPipeline, max_waiting: int = 64):
+    def __init__(self, pipe: DiffusionPipeline, max_waiting: int = MAX_WAITING):
         pipe.set_progress_bar_config(disable=True)
         self.pipe, self.max_waiting = pipe, max_waiting
+        self.num_timesteps = len(pipe.scheduler)
         self.class_names = list((pipe.id2label or {}).values())
         self.has_null_label = not self.class_names or pipe.null_label is not None
         self.can_guide = bool(self.class_names) and pipe.null_label is not None
@@ -155,17 +143,8 @@ class SamplingService:
             threading.Thread(target=self._work, daemon=True, name="sampling").start()
 
     def submit(self, parameters: Parameters) -> Job:
-        """Puts a job in line. Raises ValueError for a class or more steps than the model knows, or when the line is full."""
-        known = [*self.class_names, *([None] if self.has_null_label else [])]
-        for name in parameters.labels:
-            if name not in known:
-                raise ValueError(f"class_labels={name!r}: this model knows {', '.join(map(str, known))}.")
-        num_train_timesteps = self.pipe.scheduler.config.num_train_timesteps
-        check_range("num_inference_steps", parameters.num_inference_steps, 1, num_train_timesteps, int)
-        if parameters.guidance_scale > 1 and not self.can_guide:
-            raise ValueError(
-                f"guidance_scale={parameters.guidance_scale}: this model was not trained for guidance, use 1."
-            )
+        """Puts a job in line. Raises ValueError for what the service or the model does not do, or when the line is full."""
+        self._check(parameters)
         with self._changed:
             if len(self._waiting) >= self.max_waiting:
                 raise ValueError(f"{self.max_waiting} requests are waiting already. Please try again in a minute.")
@@ -173,6 +152,30 @@ class SamplingService:
             self._waiting.append(job)
             self._changed.notify()
         return job
+
+    def _check(self, wanted: Parameters) -> None:
+        if wanted.sampler not in SAMPLERS:
+            raise ValueError(f"sampler={wanted.sampler!r} is not one of {', '.join(SAMPLERS)}.")
+        check_range("batch_size", wanted.batch_size, 1, MAX_IMAGES, int)
+        check_range("num_inference_steps", wanted.num_inference_steps, 1, self.num_timesteps, int)
+        check_range("guidance_scale", wanted.guidance_scale, 1.0, MAX_GUIDANCE, (int, float))
+        check_range("seed", wanted.seed, 0, MAX_SEED, int)
+        evaluations = wanted.batch_size * wanted.num_inference_steps * (2 if wanted.guidance_scale > 1 else 1)
+        if evaluations > MAX_EVALUATIONS:
+            raise ValueError(
+                f"batch_size={wanted.batch_size} images of num_inference_steps={wanted.num_inference_steps} take "
+                f"{evaluations} evaluations of the U-Net (guidance doubles them); one request may take {MAX_EVALUATIONS}."
+            )
+        if wanted.guidance_scale > 1 and not self.can_guide:
+            raise ValueError(
+                f"guidance_scale={wanted.guidance_scale}: this model was not trained for guidance, use 1."
+            )
+        names = wanted.class_labels or (None,)
+        if len(names) > wanted.batch_size:
+            raise ValueError(f"class_labels has {len(names)} names for batch_size={wanted.batch_size} images.")
+        known = [*self.class_names, *([None] if self.has_null_label else [])]
+        if unknown := [name for name in names if name not in known]:
+            raise ValueError(f"class_labels={unknown}: this model knows {', '.join(map(str, known))}.")
 
     def num_ahead(self, job: Job) -> int | None:
         """Jobs that wait before this one; None when it waits no more."""
@@ -283,7 +286,7 @@ class SamplingService:
         """x_0 (1, C, H, W) -> x_t of the scheduler's forward process, and the x_0 the model predicts from it, untold of
         its class. Runs beside the worker: it is one evaluation."""
         scheduler, unet = self.pipe.scheduler, self.pipe.unet
-        check_range("timestep", timestep, 0, scheduler.config.num_train_timesteps - 1, int)
+        check_range("timestep", timestep, 0, self.num_timesteps - 1, int)
         x_0 = x_0.to(unet.device)
         noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(seed)).to(unet.device)
         timesteps = torch.tensor([timestep], device=unet.device)

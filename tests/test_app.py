@@ -93,6 +93,11 @@ class Evaluations:
         assert self.gate.wait(30)
 
 
+def wait_for(condition):
+    while not condition():
+        time.sleep(0.01)
+
+
 def finish(job):
     frames = [frame for new in job.frames() for frame in new]
     return frames, [np.asarray(image, int) for image in job.images]
@@ -194,8 +199,7 @@ def test_the_line_has_an_end(pipe):
     sampling, evaluations = SamplingService(pipe, max_waiting=2), Evaluations(pipe.unet)
     evaluations.gate.clear()
     running = sampling.submit(Parameters(None, 1, 1))
-    while not evaluations.batch_sizes:
-        time.sleep(0.01)
+    wait_for(lambda: evaluations.batch_sizes)
     waiting = [sampling.submit(Parameters(None, 1, 1)) for _ in range(2)]
     assert [sampling.num_ahead(job) for job in [running, *waiting]] == [None, 0, 1]
     assert next(waiting[0].frames()) == []  # so that who reads it can give up
@@ -227,7 +231,8 @@ def test_an_error_is_told_and_the_worker_lives_on(pipe):
         ({"seed": 1.5}, "seed=1.5 is not a whole number"),
         ({"num_inference_steps": 1000, "batch_size": 9}, "9000 evaluations .* one request may take 8000"),
         ({"num_inference_steps": 1000, "batch_size": 5, "guidance_scale": 2.0}, "10000 evaluations"),
-        ({"class_labels": ("Hat",)}, "class_labels='Hat': this model knows T-shirt/top, Trouser, Bag"),
+        ({"class_labels": ("Bag", "Hat"), "batch_size": 2}, "'Hat'.: this model knows T-shirt/top, Trouser, Bag"),
+        ({"class_labels": ("Bag", "Hat"), "batch_size": 1}, "class_labels has 2 names for batch_size=1 images"),
     ],
 )
 def test_bad_parameters_are_named(pipe, change, message):
@@ -235,10 +240,13 @@ def test_bad_parameters_are_named(pipe, change, message):
         SamplingService(pipe).submit(Parameters(**change))
 
 
-def test_more_steps_than_the_model_has_are_refused():
-    pipe = random_model(num_train_timesteps=20)
-    with pytest.raises(ValueError, match="num_inference_steps=21 is not a whole number from 1 to 20"):
-        SamplingService(pipe).submit(Parameters(num_inference_steps=21))
+def test_a_model_of_few_steps(tmp_path):
+    random_model(num_train_timesteps=15).save_pretrained(tmp_path)
+    app = space.App(str(tmp_path))
+    with pytest.raises(ValueError, match="num_inference_steps=16 is not a whole number from 1 to 15"):
+        app.service.submit(Parameters(num_inference_steps=16))
+    steps = [block for block in space.build_page(app).blocks.values() if getattr(block, "label", "") == "Steps"]
+    assert [(slider.value, slider.maximum) for slider in steps] == [(15, 15)]
 
 
 def test_noise_and_guess_is_the_schedulers_forward_process(pipe):
@@ -253,6 +261,17 @@ def test_noise_and_guess_is_the_schedulers_forward_process(pipe):
         x_t, guess = sampling.noise_and_guess(x_0, timestep)
         torch.testing.assert_close(x_t, signal * x_0 + (1 - signal**2).sqrt() * noise, atol=1e-5, rtol=1e-5)
         assert guess.shape == x_0.shape
+
+
+@pytest.mark.parametrize("handler", ["click", "generate"])
+def test_nothing_is_in_line_before_gradio_can_end_it(model_folder, handler):
+    app = space.App(str(model_folder))
+    evaluations = Evaluations(app.pipe.unet)
+    request = getattr(app, handler)(None, 1, 1, "DDIM", 1, 0)
+    next(request)
+    finish(app.service.submit(Parameters(None, 1, 1)))
+    assert evaluations.batch_sizes == [1]
+    assert next(request)
 
 
 def test_memory_is_flat_over_500_requests(model_folder):
@@ -292,6 +311,17 @@ def url(model_folder):
     """The app as a visitor meets it."""
     with running("spaces_app/app.py", model_folder) as (url, _):
         yield url
+
+
+@pytest.fixture
+def here(model_folder):
+    """(App, its URL, Evaluations): the app in this process."""
+    app = space.App(str(model_folder))
+    server, url, _ = space.launch(app, prevent_thread_lock=True, quiet=True)
+    evaluations = Evaluations(app.pipe.unet)
+    yield app, url, evaluations
+    evaluations.gate.set()
+    server.get_blocks().close()
 
 
 @pytest.fixture(scope="module")
@@ -334,6 +364,9 @@ def test_api_is_documented(client):
         ("/generate", {"num_inference_steps": 2.5}, "num_inference_steps=2.5 is not a whole number"),
         ("/generate", {"batch_size": "four"}, "four"),
         ("/generate", {"sampler": "Euler"}, "Euler"),
+        ("/generate", {"num_inference_steps": None}, "num_inference_steps=None is not a whole number from 1 to 1000"),
+        ("/generate", {"class_labels": ["Bag", "Trouser"]}, "class_labels has 2 names for batch_size=1 images"),
+        ("/generate", {"class_labels": ["Bag", "Hat"], "batch_size": 2}, "'Hat'"),
         ("/explain", {"timestep": 3.7}, "timestep=3.7 is not a whole number from 0 to 999"),
         ("/explain", {"timestep": 1000}, "1000"),
     ],
@@ -357,18 +390,51 @@ def test_twenty_clients_at_once(client, url):
         assert np.abs(a - b).max() <= 1
 
 
-def test_zero_gpu_lends_a_process_of_its_own(pipe, model_folder):
+def wait_in_line(here, num_visitors):
+    """One visitor's request is held at its first evaluation, the others' wait behind it."""
+    app, url, evaluations = here
+    evaluations.gate.clear()
+    with httpx2.Client() as visitors:
+        for i in range(1 + num_visitors):
+            arguments = {"data": [None, 1, 1, "DDPM", 1, i]}
+            visitors.post(f"{url}gradio_api/call/generate", json=arguments).raise_for_status()
+            wait_for(lambda: evaluations.batch_sizes)
+    wait_for(lambda: len(app.service._waiting) == num_visitors)
+
+
+def test_the_next_after_sixty_is_refused(here):
+    wait_in_line(here, 60)
+    client = gradio_client.Client(here[1], verbose=False)
+    with pytest.raises(gradio_client.exceptions.AppError, match="60 requests are waiting already"):
+        client.predict(api_name="/generate")
+
+
+@pytest.fixture(scope="module")
+def zero_gpu(model_folder):
+    """A client of the app on what stands in for ZeroGPU, and what that prints."""
     pytest.importorskip("spaces", reason="spaces is not installed")
-    wanted = Parameters(("Bag",), 2, 10, seed=5)
     with running("tests/zero_gpu_app.py", model_folder) as (url, printed):
-        arguments = {"class_labels": ["Bag"], "batch_size": 2, "num_inference_steps": 10, "sampler": "DDIM", "seed": 5}
-        png = gradio_client.Client(url, verbose=False).predict(**arguments, api_name="/generate")[0]
-        lines = "".join(takewhile(lambda line: "/release" not in line, printed))
+        yield gradio_client.Client(url, verbose=False, headers={"x-ip-token": "visitor"}), printed
+
+
+def test_zero_gpu_lends_a_process_of_its_own(zero_gpu, pipe):
+    client, printed = zero_gpu
+    arguments = {"class_labels": ["Bag"], "batch_size": 2, "num_inference_steps": 10, "sampler": "DDIM", "seed": 5}
+    png = client.predict(**arguments, api_name="/generate")[0]
+    lines = "".join(takewhile(lambda line: "/release" not in line, printed))
     borrower = re.search(r'/allow .*"pid": \["(\d+)"', lines)[1]
-    assert "/schedule" in lines and f"moved: cuda in {borrower}" in lines
+    assert re.search('/schedule .*"visitor"', lines) and f"moved: cuda in {borrower}" in lines
     grid = np.asarray(Image.open(png).resize((33, 16), Image.Resampling.NEAREST), int)
-    images = finish(SamplingService(pipe).submit(wanted))[1]
+    images = finish(SamplingService(pipe).submit(Parameters(("Bag",), 2, 10, seed=5)))[1]
     assert np.abs(np.stack([grid[:, :16], grid[:, 17:]]) - np.stack(images)).max() <= 1
+
+
+def test_zero_gpu_is_given_back_by_who_cancels(zero_gpu):
+    client, printed = zero_gpu
+    job = client.submit(num_inference_steps=1000, sampler="DDPM", api_name="/generate")
+    assert any("moved: cuda" in line for line in printed)
+    job.cancel()
+    assert "".join(takewhile(lambda line: "/release" not in line, printed)).count("evaluation") < 500
 
 
 # ---------------------------------------------------------------- the page
@@ -468,14 +534,11 @@ def test_stop(open_page):
 
 
 @pytest.fixture
-def slow(model_folder):
-    """(url, Evaluations) of an app in this process whose U-Net is slowed down: a thousand steps would take 50 seconds."""
-    app = space.App(str(model_folder))
-    page = space.build_page(app)
-    evaluations = Evaluations(app.pipe.unet)
+def slow(here):
+    """(url, Evaluations) of an app whose U-Net is slowed down: a thousand steps would take 50 seconds."""
+    app, url, evaluations = here
     app.pipe.unet.register_forward_pre_hook(lambda *_: time.sleep(0.05))
-    yield page.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)[1], evaluations
-    page.close()
+    return url, evaluations
 
 
 def ends_early(evaluations):
@@ -512,10 +575,20 @@ def test_stopping_and_leaving_the_api_end_the_computation(slow, how):
         call = f"{url}gradio_api/call/generate"
         event = httpx2.post(call, json={"data": [None, 1, 1000, "DDPM", 1, None]}).json()["event_id"]
         stream = httpx2.Client().send(httpx2.Request("GET", f"{call}/{event}"), stream=True)
-    while not evaluations.batch_sizes:
-        time.sleep(0.1)
+    wait_for(lambda: evaluations.batch_sizes)
     job.cancel() if how == "stop" else stream.close()
     assert ends_early(evaluations)
+
+
+def test_the_place_in_line_is_told(browser, here):
+    wait_in_line(here, 25)
+    page = browser.new_page()
+    page.goto(here[1])
+    page.click("#generate")
+    page.get_by_text("waiting for 25 before you").wait_for()
+    here[2].gate.set()
+    page.locator(".viewer .status", has_text="seed 42,").wait_for()
+    page.close()
 
 
 def test_wrong_input_is_told(open_page):

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlparse
@@ -35,6 +36,11 @@ def move(pipe, device):
     return pipe
 
 
+def evaluate(*_):
+    print("evaluation", flush=True)
+    time.sleep(0.02)
+
+
 server = ThreadingHTTPServer(("127.0.0.1", 0), Lender)
 threading.Thread(target=server.serve_forever, daemon=True).start()
 os.environ |= {
@@ -52,4 +58,6 @@ from diffusers import DiffusionPipeline  # noqa: E402
 spaces.zero.torch.init = lambda nvidia_uuid: None  # it would put a tensor on the GPU
 spaces.zero.torch.move = lambda callback: None
 DiffusionPipeline.to = move
-app.launch()
+page = app.App(app.MODEL_ID)
+page.pipe.unet.register_forward_pre_hook(evaluate)
+app.launch(page)
