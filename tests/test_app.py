@@ -15,6 +15,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.metadata import packages_distributions
 from itertools import takewhile
 from pathlib import Path
 
@@ -25,6 +26,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from test_imports import imports
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
@@ -638,16 +640,25 @@ def shoot(page, name):
 # ---------------------------------------------------------------- what the Hub reads
 
 
+def read_pins(path):
+    """{package: version}, on the Python that a Space has."""
+    return dict(re.findall(r"^([\w-]+)==([\w.]+)(?:; python_version >=.*)?$", path.read_text(), re.M))
+
+
+def test_each_package_that_the_app_imports_is_pinned_as_tested():
+    files = list((ROOT / "spaces_app").glob("*.py"))
+    modules = {name.split(".")[0] for path in files for name in imports(path)}
+    others = modules - sys.stdlib_module_names - {path.stem for path in files}
+    packages = {packages_distributions()[module][0] for module in others}
+    tested = read_pins(ROOT / "constraints.txt")
+    assert read_pins(ROOT / "spaces_app" / "requirements.txt") == {name: tested[name] for name in packages}
+
+
 def test_space_metadata():
     text = (ROOT / "spaces_app" / "README.md").read_text()
     metadata = yaml.safe_load(text.split("---")[1])
-    pins = dict(line.split("==") for line in (ROOT / "spaces_app" / "requirements.txt").read_text().split())
     assert metadata["sdk"] == "gradio"
-    assert metadata["sdk_version"] == pins["gradio"]
-    tested = dict(
-        re.findall(r"^([\w-]+)==([\w.]+)(?:; python_version >=.*)?$", (ROOT / "constraints.txt").read_text(), re.M)
-    )
-    assert pins == {name: tested[name] for name in pins}
+    assert metadata["sdk_version"] == read_pins(ROOT / "constraints.txt")["gradio"]
     assert (ROOT / "spaces_app" / metadata["app_file"]).is_file()
     assert len(metadata["short_description"]) <= 60  # the Hub's limit
     colors = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
