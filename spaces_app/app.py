@@ -10,6 +10,7 @@ import re
 import secrets
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,7 @@ class App:
     def start(self, class_labels, batch_size, num_inference_steps, sampler, guidance_scale, seed) -> Job:
         """Checks what was asked for and puts it in line; a bad value or a full line is told to the visitor."""
         seed = secrets.randbelow(2**32) if seed is None else seed
-        class_labels = [class_labels] if isinstance(class_labels, str) else class_labels
-        labels = tuple(class_labels) if class_labels else None  # [] is what a client sends for "no class"
+        labels = (class_labels,) if isinstance(class_labels, str) else tuple(class_labels or ())
         try:
             return self.service.submit(
                 Parameters(labels, batch_size, num_inference_steps, sampler, guidance_scale, seed)
@@ -124,13 +124,9 @@ class App:
         """All that is needed to make the same images again."""
         return {
             "model": self.model_id if not Path(self.model_id).is_dir() else Path(self.model_id).name,
+            **asdict(parameters),
             "class_labels": parameters.labels,
             "seeds": parameters.seeds,
-            "seed": parameters.seed,
-            "batch_size": parameters.batch_size,
-            "num_inference_steps": parameters.num_inference_steps,
-            "sampler": parameters.sampler,
-            "guidance_scale": parameters.guidance_scale,
             "versions": {"diffusers": diffusers.__version__, "torch": torch.__version__},
         }
 

@@ -45,7 +45,7 @@ MAX_FRAMES = 40  # recorded per job: what a page holds and a GIF shows
 class Parameters:
     """What a visitor asks for; the words are the pipeline's."""
 
-    class_labels: tuple[str, ...] | None = None  # image i is of class i modulo their number; None: no class
+    class_labels: tuple[str, ...] | None = None  # image i is of class i modulo their number; none: no class
     batch_size: int = 10
     num_inference_steps: int = 50
     sampler: str = "DDIM"

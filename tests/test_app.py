@@ -351,6 +351,23 @@ def test_api_gives_the_pipelines_own_images(client, pipe):
     assert parameters["seeds"] == [5, 6, 7]
 
 
+@pytest.mark.parametrize(
+    ("asked", "given"), [("Bag", ["Bag", "Bag"]), (["Bag", "Trouser"], ["Bag", "Trouser"]), ([], [None, None])]
+)
+def test_api_says_how_to_make_the_images_again(client, asked, given):
+    parameters = client.predict(class_labels=asked, batch_size=2, num_inference_steps=2, seed=3, api_name="/generate")[
+        2
+    ]
+    again = {
+        "sampler": space.DEFAULT_SAMPLER,
+        "num_inference_steps": 2,
+        "guidance_scale": 1,
+        "seed": 3,
+        "seeds": [3, 4],
+    }
+    assert parameters == parameters | again | {"class_labels": given, "batch_size": 2}
+
+
 def test_api_is_documented(client):
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
     assert set(endpoints) == {"/generate", "/explain"}
