@@ -6,13 +6,14 @@ from it by `transformers.HfArgumentParser`. An option left at None is the preset
 """
 
 import math
-import os
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 import yaml
+
+from .cores import default_precision
 
 DOWN, ATTN_DOWN, UP, ATTN_UP = "DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D"
 
@@ -61,7 +62,7 @@ _COSINE = dict(beta_schedule="squaredcos_cap_v2", prediction_type="sample", time
 def _small_unet(block_out_channels: tuple[int, ...], **options) -> dict:
     """28 x 28 in grey: levels of 28, 14 and 7 pixels, attention at the lowest.
 
-    A group of GroupNorm has at least 16 channels: with fewer, torch's kernel for channels_last bf16 on a CPU is 20 times slower.
+    A group of GroupNorm has at least 16 channels: with fewer, a CPU cannot use channels_last, which is faster (`modeling.GroupNorm`).
     """
     return (
         dict(
@@ -208,7 +209,9 @@ class TrainConfig:
     )
     label_dropout: float = _option(0.1, "How often a label is replaced by the null label, for guidance.")
     random_flip: bool | None = _option(None, "Flip images horizontally, half of the time.")
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = _option(None, "Autocast; the launcher's, or else bf16.")
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = _option(
+        None, "Autocast; the launcher's or else bf16, but no on a CPU without bfloat16."
+    )
     gradient_checkpointing: bool = _option(False, "Spend time to save the memory of activations.")
     torch_compile: bool = _option(False, "Compile the U-Net; wants a C++ compiler, and pays in longer runs.")
     dataloader_num_workers: int = _option(0, "Processes that decode images; not needed where they fit in memory.")
@@ -221,7 +224,7 @@ class TrainConfig:
         500, "How often a sample grid is drawn and the held-out loss measured; 0 is only at the end."
     )
     num_validation_images: int = _option(512, "Held-out images for the loss; 0 is none.")
-    guidance_scale: float = _option(2.0, "Of the sample grids.")
+    guidance_scale: float = _option(1.5, "Of the sample grids.")
     logging_steps: int = _option(10, "How often loss and speed are reported.")
     report_to: str = _option("tensorboard", "Tracker: tensorboard, wandb, trackio, or none.")
 
@@ -238,7 +241,7 @@ class TrainConfig:
             if getattr(self, name) is None:
                 setattr(self, name, value)
         if self.mixed_precision is None:
-            self.mixed_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16")
+            self.mixed_precision = default_precision()
         for name in COUNTS:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")

@@ -1,11 +1,13 @@
-"""The cores of a CPU, shared out among the ranks of a launch: `accelerate launch` leaves each rank one thread.
+"""The hardware of a launch: its cores, shared out among the ranks (`accelerate launch` leaves each one thread), and its precision.
 
-`training` and `evaluation` call it once they know their ranks; `training` tells the card what it ran on. Imports no sibling.
+`training` and `evaluation` ask once they know their ranks, their configs for a default; `training` tells the card what it ran on.
 """
 
 import os
 
 import torch
+
+from .pipeline_ddpm_image import has_bfloat16
 
 
 def use_all_cores(state) -> None:
@@ -14,10 +16,17 @@ def use_all_cores(state) -> None:
         torch.set_num_threads(max(_num_cores() // state.num_processes, 1))
 
 
+def default_precision() -> str:
+    """The launcher's mixed_precision, or else bf16; but "no" in place of bf16 on a CPU that would have to convert."""
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16")
+    converts = not torch.accelerator.is_available() and not has_bfloat16(torch.device("cpu"))
+    return "no" if asked == "bf16" and converts else asked
+
+
 def describe_hardware(state) -> str:
     """What a launch runs on, e.g. "2 CPU cores" or "8 x NVIDIA H100 80GB HBM3"."""
     if state.device.type == "cpu":
-        return f"{_num_cores()} CPU cores"
+        return f"{_num_cores()} CPU core{'s' * (_num_cores() > 1)}"
     return f"{state.num_processes} x {torch.cuda.get_device_name(state.device)}"
 
 

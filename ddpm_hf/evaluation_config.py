@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
+from ddpm_hf.cores import default_precision
 from ddpm_hf.data import FASHION_MNIST
 from ddpm_hf.scheduling_ddpm_noise import DDPMNoiseScheduler
 
@@ -73,7 +74,9 @@ class EvaluationConfig:
     guidance_scale: float = field(default=1.0, metadata={"help": "1 is plain conditional sampling"})
     mixed_precision: str | None = field(
         default=None,
-        metadata={"help": "of the network: no, bf16 or fp16; default: the launcher's, or else bf16"},
+        metadata={
+            "help": "of the network: no, bf16 or fp16; default: the launcher's or else bf16, but no on a CPU without bfloat16"
+        },
     )
     bpd_timesteps: int = field(default=50, metadata={"help": "evaluated for each image (stratified); 0 is all: exact"})
     classifier: str = field(
@@ -96,7 +99,7 @@ class EvaluationConfig:
         if unknown := set(self.metrics or ()) - set(NEEDS):
             raise ValueError(f"metrics has {sorted(unknown)}: choose from {list(NEEDS)}.")
         if self.mixed_precision is None:
-            self.mixed_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16")
+            self.mixed_precision = default_precision()
         if self.mixed_precision not in PRECISIONS:
             raise ValueError(f"mixed_precision={self.mixed_precision!r}: choose from {list(PRECISIONS)}.")
         if self.sampler not in (None, *SAMPLERS):

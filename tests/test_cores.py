@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ddpm_hf.cores import use_all_cores
+from ddpm_hf.cores import default_precision, describe_hardware, use_all_cores
 
 
 @pytest.mark.parametrize("device, num_ranks, threads", [("cpu", 1, 6), ("cpu", 4, 1), ("cpu", 8, 1), ("cuda", 1, 2)])
@@ -19,3 +19,29 @@ def test_ranks_share_the_cores(monkeypatch, device, num_ranks, threads):
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    "asked, native, gpu, expected",
+    [
+        (None, True, False, "bf16"),
+        (None, False, False, "no"),
+        ("bf16", False, False, "no"),
+        ("bf16", False, True, "bf16"),
+        ("fp16", False, False, "fp16"),
+        ("no", True, False, "no"),
+    ],
+)
+def test_bfloat16_is_the_default_where_it_is_fast(monkeypatch, asked, native, gpu, expected):
+    monkeypatch.setattr("ddpm_hf.cores.has_bfloat16", lambda device: native)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    if asked:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+    assert default_precision() == expected
+
+
+@pytest.mark.parametrize("cores, words", [({3}, "1 CPU core"), ({3, 4}, "2 CPU cores")])
+def test_hardware_in_words(monkeypatch, cores, words):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: cores, raising=False)
+    assert describe_hardware(SimpleNamespace(device=torch.device("cpu"), num_processes=1)) == words

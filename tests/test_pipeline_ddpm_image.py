@@ -21,6 +21,7 @@ from diffusers.configuration_utils import register_to_config
 from PIL import Image
 
 from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel
+from ddpm_hf.pipeline_ddpm_image import has_bfloat16
 
 NAMES = {0: "T-shirt", 1: "Trouser", 2: "Bag"}
 
@@ -272,11 +273,31 @@ def test_guidance_in_one_call_is_the_formula_in_two(labelled, rescale):
     assert (got - (x_t / 2 + 0.5).clamp(0, 1)).abs().max() < 1e-5
 
 
-def test_the_fast_default_computes_in_bfloat16_where_the_hardware_does():
+def test_a_cpu_that_converts_has_no_bfloat16(monkeypatch):
+    for machine, avx512, amx, onednn, expected in [
+        ("x86_64", False, False, True, False),  # most laptops: oneDNN says yes, and is slow
+        ("x86_64", True, False, True, True),
+        ("AMD64", False, True, True, True),
+        ("aarch64", False, False, True, True),
+        ("aarch64", False, False, False, False),
+    ]:
+        monkeypatch.setattr("platform.machine", lambda machine=machine: machine)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx512=avx512: avx512)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda onednn=onednn: onednn)
+        assert has_bfloat16(torch.device("cpu")) is expected, (machine, avx512, amx, onednn)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_the_fast_default_computes_in_bfloat16_where_the_hardware_does(monkeypatch, native):
+    monkeypatch.setattr("ddpm_hf.pipeline_ddpm_image.has_bfloat16", lambda device: native)
     pipe, dtypes = make_pipeline(), []
     pipe.unet.conv_out.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
-    native = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
-    calls = [({}, native), ({"autocast": False}, torch.float32), ({"num_inference_steps": 1}, torch.float32)]
+    calls = [
+        ({}, torch.bfloat16 if native else torch.float32),
+        ({"autocast": False}, torch.float32),
+        ({"num_inference_steps": 1}, torch.float32),
+    ]
     for options, dtype in [*calls, ({"num_inference_steps": 1, "autocast": True}, torch.bfloat16)]:
         dtypes.clear()
         pipe(batch_size=2, **options)

@@ -8,6 +8,7 @@ Takes what `diffusers.DDPMPipeline` takes, in its order, then ours, and any U-Ne
 
 import inspect
 import json
+import platform
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -20,6 +21,15 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, Schedu
 from diffusers.utils.torch_utils import randn_tensor
 
 DEFAULT_NUM_INFERENCE_STEPS = 25  # with eta=0 (DDIM): more lower no FID, as `scripts/evaluate.py --sweep` shows
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware computes in bfloat16; a CPU that converts instead takes two to eight times as long as in float32."""
+    if device.type != "cpu":
+        return torch.cuda.is_bf16_supported(False)
+    if platform.machine() in ("x86_64", "AMD64"):  # where oneDNN calls the conversion support
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class DDPMImagePipeline(DiffusionPipeline):
@@ -98,11 +108,11 @@ class DDPMImagePipeline(DiffusionPipeline):
                 raise ValueError(f"{name}={value} must be from 0 to 1.")
         if unknown := set(callback_on_step_end_tensor_inputs) - set(known := self._callback_tensor_inputs):
             raise ValueError(f"callback_on_step_end_tensor_inputs has {sorted(unknown)}: choose from {known}.")
+        device = self._execution_device
         if num_inference_steps is None:
             num_inference_steps = min(DEFAULT_NUM_INFERENCE_STEPS, self.scheduler.config.num_train_timesteps)
             eta = 0.0 if eta is None else eta
-            autocast = self._has_bfloat16() if autocast is None else autocast
-        device = self._execution_device
+            autocast = has_bfloat16(device) if autocast is None else autocast
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         options = self._step_options(generator, eta)
         latents = self._initial_noise(batch_size, generator, latents, device)
@@ -192,10 +202,6 @@ class DDPMImagePipeline(DiffusionPipeline):
             shape = (batch_size, self.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         return latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
-
-    def _has_bfloat16(self) -> bool:
-        on_cpu = self._execution_device.type == "cpu"
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported() if on_cpu else torch.cuda.is_bf16_supported(False)
 
     def _step_options(self, generator, eta: float | None) -> dict:
         """What of generator and eta this scheduler's step takes."""
