@@ -24,7 +24,7 @@ NOTEBOOK = ["accelerate>=1.0", "datasets>=3.0", "matplotlib", "nbclient", "ipyke
 
 setup(
     name="ddpm_hf",
-    version="0.1.0",
+    version=next(line.split('"')[1] for line in open("ddpm_hf/__init__.py") if line.startswith("__version__")),
     description="DDPM (Ho et al. 2020) from scratch, as first-class Hugging Face parts",
     long_description=Path("README.md").read_text(),
     long_description_content_type="text/markdown",

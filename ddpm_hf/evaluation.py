@@ -20,7 +20,6 @@ metrics.json, the dict that `evaluate` returns:
 
 import dataclasses
 import platform
-import shutil
 import time
 from collections.abc import Callable
 from functools import partial
@@ -34,7 +33,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 from tqdm.auto import tqdm
 
-from ddpm_hf import fidelity, hub
+from ddpm_hf import __version__, fidelity, hub
 from ddpm_hf.cores import describe_hardware, use_all_cores
 from ddpm_hf.data import load_image_dataset
 from ddpm_hf.evaluation_config import NEEDS, PRECISIONS, SAMPLERS, EvaluationConfig
@@ -197,7 +196,8 @@ class Evaluation:
     def real(self, dataset, name: str) -> dict[str, torch.Tensor] | None:
         """One measure of all images of a data set, from the cache if it is there; on the first rank only."""
         measure = self.measures[name]
-        path = cache_path(self.config.cache_dir, "measure", measure.key, dataset.fingerprint)
+        what = measure.key, dataset.fingerprint, self.state.device.type
+        path = cache_path(self.config.cache_dir, "measure", *what)
 
         def function(indices: range) -> dict[str, torch.Tensor]:
             return measure.function(pixels(dataset, indices))
@@ -231,17 +231,22 @@ class Evaluation:
         samples = concatenate(self._over_batches(self.config.num_images, draw, "samples", title))
         images = samples["images"]
         for name, measure in self.measures.items():
-            function = partial(_measure_rows, measure.function, images)
-            samples |= concatenate(self._over_batches(len(images), function, f"{name} of samples"))
+
+            def measure_rows(indices: range, function=measure.function) -> dict[str, torch.Tensor]:
+                return function(images[indices.start : indices.stop])
+
+            samples |= concatenate(self._over_batches(len(images), measure_rows, f"{name} of samples"))
         return samples
 
     def bound(self) -> dict:
-        """`Bound.summary` of num_images test images. Finished batches wait in the cache for the others, also over a new start."""
+        """`Bound.summary` of num_images test images. Finished batches stay in the cache: a run that was cut off goes on."""
         config, unet, seed = self.config, self.pipeline.unet, self.config.seeds[0]
         scheduler = DDPMNoiseScheduler.from_config(self.scheduler_config)
         num_timesteps, chosen = config.bpd_timesteps or None, self.subset(seed)
-        what = fingerprint(unet), scheduler.config, self.test.fingerprint, seed, num_timesteps, config.num_images
-        folder = cache_path(config.cache_dir, "bound", *what, config.batch_size, config.mixed_precision)
+        parts = [{k: v for k, v in part.config.items() if k[0] != "_"} for part in (unet, scheduler)]
+        what = fingerprint(unet), parts, self.test.fingerprint, seed, num_timesteps, config.num_images
+        how = config.batch_size, config.mixed_precision, self.state.device.type
+        folder = cache_path(config.cache_dir, "bound", *what, *how)
 
         def compute(indices: range) -> dict[str, torch.Tensor]:
             index = torch.from_numpy(chosen[indices.start : indices.stop])
@@ -254,22 +259,14 @@ class Evaluation:
         def measure(indices: range) -> Bound:
             return Bound(**cached(folder / f"{indices.start}.safetensors", partial(compute, indices)))
 
-        bounds = self._over_batches(len(chosen), measure, "bpd")
-        if self.state.is_main_process:
-            shutil.rmtree(folder)
-        return Bound.concatenate(bounds).summary()
+        return Bound.concatenate(self._over_batches(len(chosen), measure, "bpd")).summary()
 
     # ------------------------------------------------------------------ figures
 
     def run(self) -> tuple[dict, dict]:
         config, drawn = self.config, {}
-        result: dict[str, Any] = {
-            "metrics": {},
-            "floors": {},
-            "spreads": {},
-            "unavailable": self.unavailable,
-            "details": {},
-        }
+        result: dict[str, Any] = {name: {} for name in ("metrics", "floors", "spreads", "details")}
+        result["unavailable"] = self.unavailable
         if config.sweep:
             self.sweep(result)
         if not config.sweep and "bpd" in self.metrics:
@@ -373,7 +370,9 @@ class Evaluation:
         return options | {
             "model": self.model,
             "weights": fingerprint(self.pipeline.unet),
-            "scheduler": dict(self.scheduler_config),
+            "scheduler": {
+                k: v for k, v in self.scheduler_config.items() if k != "trained_betas"
+            },  # a thousand figures
             "data": {
                 name: {"fingerprint": dataset.fingerprint, "num_images": len(dataset)}
                 for name, dataset in ((self.config.split, self.train), (self.config.test_split, self.test))
@@ -381,12 +380,9 @@ class Evaluation:
             "measures": {name: measure.key for name, measure in self.measures.items()},
             "hardware": describe_hardware(self.state),
             "num_processes": self.state.num_processes,
-            "versions": {"python": platform.python_version()} | {name: version(name) for name in libraries},
+            "versions": {"python": platform.python_version(), "ddpm_hf": __version__}
+            | {name: version(name) for name in libraries},
         }
-
-
-def _measure_rows(function: Callable, images: torch.Tensor, indices: range) -> dict[str, torch.Tensor]:
-    return function(images[indices.start : indices.stop])
 
 
 def _key(seed: int, index: int) -> int:

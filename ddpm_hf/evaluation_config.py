@@ -91,8 +91,8 @@ class EvaluationConfig:
     sweep: bool = field(
         default=False, metadata={"help": "measure FID and time of every sampler and number of steps instead"}
     )
-    sweep_points: list[str] = field(
-        default_factory=lambda: list(SWEEP), metadata={"help": "SAMPLER:STEPS of the sweep"}
+    sweep_points: list[str] | None = field(
+        default=None, metadata={"help": f"SAMPLER:STEPS of the sweep; default: {' '.join(SWEEP)}"}
     )
 
     def __post_init__(self):
@@ -109,7 +109,9 @@ class EvaluationConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}.")
         if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds={self.seeds}: give one or more different numbers, each 0 or above.")
-        for point in self.sweep_points:
+        if self.sweep and self.sweep_points is None:
+            self.sweep_points = SWEEP
+        for point in self.sweep_points or ():
             sampler, _, steps = point.partition(":")
             if sampler not in SAMPLERS or not steps.isdigit():
                 raise ValueError(

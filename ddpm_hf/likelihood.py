@@ -54,7 +54,8 @@ class Bound:
     def summary(self) -> dict[str, float | list[float]]:
         """Means over images. `standard_error` covers all that was drawn: images, noise, timesteps (NaN for one image).
 
-        bits_per_dim = prior + diffusion + decoder; `per_timestep` is the mean term of a column, `timesteps` its t.
+        bits_per_dim = prior + diffusion + decoder, the last two the sum of `weights` times `per_timestep`, the mean term of a column;
+        `timesteps` are the mean t of a column.
         """
         total, terms = self.bits_per_dim, self.terms.mean(dim=0)
         return {
@@ -65,6 +66,7 @@ class Bound:
             "decoder": terms[0].item(),
             "timesteps": self.timesteps.double().mean(dim=0).tolist(),
             "per_timestep": terms.tolist(),
+            "weights": self.weights.tolist(),
         }
 
 

@@ -43,7 +43,7 @@ def classifier_measure(path: str, num_channels: int, device: torch.device) -> Me
         features, logits = fidelity.classify(classifier, images)
         return {"features": features, "logits": logits}
 
-    key = f"classifier-{fingerprint(classifier)}"
+    key = f"classifier-{fingerprint(classifier)}-{config.image_size}"
     return Measure(key, function, config.hidden_sizes[-1], [config.id2label[i] for i in sorted(config.id2label)])
 
 
@@ -81,7 +81,9 @@ def pixels(dataset, indices) -> torch.Tensor:
 
 
 def cache_path(cache_dir: str, name: str, *what) -> Path:
-    """Where a result is kept that depends on `what` alone."""
+    """Where a result is kept that depends on `what`, and on the code that computes it: this package's and torch's."""
+    code = [path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    what = (*what, torch.__version__, code)
     return Path(cache_dir) / f"{name}-{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}"
 
 

@@ -10,13 +10,14 @@ taken to be results only. What training took comes from train_results.json: {"tr
 import json
 import math
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import diffusers
 import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, SpaceCard
+
+from . import __version__
 
 TASK = "unconditional-image-generation"
 CLASSIFIER_METRICS = ("fid", "kid", "precision", "recall")
@@ -120,12 +121,8 @@ def _template() -> Path:
 
 
 def _versions() -> dict[str, str]:
-    try:
-        ours = version("ddpm_hf")
-    except PackageNotFoundError:
-        ours = "source"
     return {
-        "ddpm_hf": ours,
+        "ddpm_hf": __version__,
         "diffusers": diffusers.__version__,
         "torch": torch.__version__,
         "Python": platform.python_version(),

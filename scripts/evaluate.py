@@ -9,6 +9,7 @@ into 1.
 """
 
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -30,15 +31,22 @@ def main() -> int:
         output.parent.mkdir(parents=True, exist_ok=True)
         if output.is_dir():
             raise ValueError(f"output={arguments.output!r} is a folder: name the file that gets the figures.")
+        model, is_card = Path(arguments.model), False
+        if output.resolve() == (model / "metrics.json").resolve() and (model / "pipeline_ddpm_image.py").exists():
+            if config.sweep:
+                raise ValueError(
+                    f"output={arguments.output!r} holds the figures of the card: give a sweep another file."
+                )
+            is_card = True  # which then tells the figures
         result, drawn = evaluate(arguments.model, config)
     except (ValueError, FileNotFoundError, FileExistsError, PermissionError, hub.HubError) as error:
         parser.exit(2, f"error: {error}\n")
     if not result:  # a rank that only helped
         return 0
-    result["command"] = shlex.join(["accelerate", "launch", *sys.argv])
-    model = Path(arguments.model)
-    if output.resolve() == (model / "metrics.json").resolve() and (model / "pipeline_ddpm_image.py").exists():
-        hub.save(hub.load(arguments.model), model, metrics=result)  # its card then tells the figures
+    launcher = ["accelerate", "launch"] if "ACCELERATE_MIXED_PRECISION" in os.environ else ["python"]
+    result["command"] = shlex.join([*launcher, *sys.argv])
+    if is_card:
+        hub.save(hub.load(arguments.model), model, metrics=result)
     else:
         output.write_text(json.dumps(result, indent=2) + "\n")
     if config.sweep:

@@ -16,7 +16,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel, evaluation, hub, report
+from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel, evaluation, hub, measures, report
 from ddpm_hf.evaluation import Evaluation, evaluate
 from ddpm_hf.evaluation_config import EvaluationConfig
 from ddpm_hf.fidelity import to_uint8
@@ -107,7 +107,7 @@ def test_every_figure_stands_beside_its_floor_and_spread(one_rank):
 def test_settings_are_enough_to_repeat_it(home, one_rank):
     settings = one_rank[0]["settings"]
     known = {key: settings[key] for key in options(home) if key != "cache_dir"}
-    repeated, _ = evaluate(settings["model"], EvaluationConfig(**known, cache_dir=str(home / "cache")))
+    repeated, _ = evaluate(settings["model"], EvaluationConfig(**known, cache_dir=str(home / "empty")))
     assert repeated["metrics"] == one_rank[0]["metrics"] and repeated["floors"] == one_rank[0]["floors"]
     assert (settings["sampler"], settings["num_inference_steps"]) == ("ddpm", 3) and settings["weights"]
     assert settings["data"]["train"]["num_images"] == 70 and len(settings["data"]["train"]["fingerprint"]) >= 16
@@ -178,8 +178,8 @@ def test_bf16_is_near_to_float32(home, one_rank, mixed_precision, monkeypatch):
     assert 0 < difference.max() and difference.float().mean() < 2
 
 
-def test_a_bound_that_was_cut_off_goes_on(home, one_rank, monkeypatch):
-    config = EvaluationConfig(**options(home, metrics=["bpd"]))
+def test_a_bound_that_was_cut_off_goes_on(home, one_rank, monkeypatch, tmp_path):
+    config = EvaluationConfig(**options(home, metrics=["bpd"], cache_dir=str(tmp_path)))
     real, calls = evaluation.variational_bound, []
 
     def cut_off_in_the_third_batch(*arguments):
@@ -194,7 +194,15 @@ def test_a_bound_that_was_cut_off_goes_on(home, one_rank, monkeypatch):
     result, _ = evaluate(str(home / "model"), config)
     assert len(calls) == 3 + 2  # 20 images in batches of 6: the first two were kept
     assert result["details"]["bits_per_dim"] == one_rank[0]["details"]["bits_per_dim"]
-    assert not list((home / "cache").glob("bound-*"))
+    bound = result["details"]["bits_per_dim"]
+    assert bound["prior"] + np.dot(bound["weights"], bound["per_timestep"]) == pytest.approx(bound["bits_per_dim"])
+
+
+def test_what_a_result_depends_on_names_its_file(monkeypatch):
+    paths = [measures.cache_path("cache", "bound", *what) for what in ((1, {"a": 2}), (1, {"a": 3}))]
+    monkeypatch.setattr(torch, "__version__", "another")
+    paths += [measures.cache_path("cache", "bound", 1, {"a": 2}), measures.cache_path("cache", "measure", 1, {"a": 2})]
+    assert len(set(paths)) == 4 and {path.parent for path in paths} == {Path("cache")}
 
 
 def test_real_images_are_measured_once(home, one_rank, monkeypatch):
@@ -308,8 +316,17 @@ def test_the_card_of_a_saved_model_tells_its_figures(home, script, tmp_path):
     assert re.search(rf"\| bits_per_dim \| {result['metrics']['bits_per_dim']:.4g} \|  \| [\d.]+ \|", card)
     assert "name: fid, features of classifier" in card and "name: bits_per_dim\n" in card
     assert "20 images for each of the seeds 0, 1, drawn with\nddpm in 3 steps" in card
-    assert "evaluate.py mine --output metrics.json" in card and str(home) not in card + json.dumps(result)
+    assert "Bits/dim are the bound of 20 test images, with\n4 timesteps of each, an estimate of the sum." in card
+    assert "`python evaluate.py mine --output metrics.json" in card and str(home) not in card + json.dumps(result)
     assert (model / "report.png").exists() and hub.load(str(model)).unet is not None
+    assert script(model, model / "metrics.json", **options(home, metrics=["bpd"], bpd_timesteps=0)) == 0
+    card = (model / "README.md").read_text()
+    assert "20 test images, with\nevery timestep of each: all of the sum." in card
+    assert "for each of the seeds" not in card and "guidance scale" not in card
+    before = (model / "metrics.json").read_text()
+    with pytest.raises(SystemExit, match="2"):
+        script(model, model / "metrics.json", **options(home), sweep=True)
+    assert (model / "metrics.json").read_text() == before
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,14 @@ ALLOWED_SIBLINGS = {
     "cores": {"pipeline_ddpm_image"},
     "config": {"cores"},
     "evaluation_config": {"cores", "data", "scheduling_ddpm_noise"},
-    "model_card": set(),
+    "model_card": {"__version__"},
     "hub": HUB_FILES | {"model_card"},
     "validation": {"grid", "objective"},
     "launch": {"config", "cores"},
     "training": HUB_FILES
     | {"validation", "checkpoints", "config", "cores", "data", "ema", "launch", "likelihood", "objective", "hub"},
     "measures": {"data", "fidelity"},
-    "evaluation": {"cores", "data", "evaluation_config", "fidelity", "hub", "likelihood", "measures"}
+    "evaluation": {"__version__", "cores", "data", "evaluation_config", "fidelity", "hub", "likelihood", "measures"}
     | {"pipeline_ddpm_image", "scheduling_ddpm_noise"},
     "__init__": HUB_FILES,
 }
