@@ -11,6 +11,7 @@ import secrets
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,17 +134,16 @@ class App:
     def click(self, garment, batch_size, num_inference_steps, sampler, guidance_scale, seed) -> Iterator[tuple]:
         """One click on Generate: yields (viewer, gallery, png, gif, json) as the denoising goes on."""
         class_labels = {ALL_CLASSES: self.class_names[:batch_size], NO_CLASS: None}.get(garment, garment)
-        keep = [gr.skip()] * 4
-        yield gr.skip(), *keep  # gradio can end what has yielded once: before that, nothing is put in line
+        view, keep = partial(view_of, num_inference_steps), [gr.skip()] * 4
+        yield view("starting", []), *keep  # gradio can end what has yielded once: before that, nothing is put in line
         job = self.start(class_labels, batch_size, num_inference_steps, sampler, guidance_scale, seed)
         shown, frames = [], []
         try:
-            yield self.view(job, shown, self.place(job)), *keep
+            yield view(self.place(job), shown), *keep
             for new in job.frames():
                 frames += new
                 shown += [show_frame(frame) for frame in new]
-                status = "denoising" if shown else self.place(job)
-                yield self.view(job, shown, status) if new or not shown else gr.skip(), *keep
+                yield view("denoising" if shown else self.place(job), shown), *keep
             with tempfile.TemporaryDirectory() as folder:
                 paths = self.save(Path(folder), job, frames)
                 captions = [
@@ -152,22 +152,18 @@ class App:
                 gallery = [(enlarge(image, 8), text) for image, text in zip(job.images, captions, strict=True)]
                 buttons = [gr.DownloadButton(value=path, interactive=True) for path in paths]
                 status = f"seed {job.parameters.seed}, {sampler}, {num_inference_steps} steps"
-                yield self.view(job, shown, status), gr.Gallery(gallery, visible=True), *buttons
+                yield view(status, shown, done=True), gr.Gallery(gallery, visible=True), *buttons
         finally:  # reached as well when the visitor stops it or leaves
             self.service.cancel(job)
 
     def opening(self, batch_size: int, seed: int, num_steps: int) -> dict[str, Any]:
         """What the viewer shows before the first click: the noise that the images will come out of."""
         start = Frame(0, self.service.num_timesteps, *self.service.draw_noise(batch_size, seed))
-        return {"status": "press Generate", "done": True, "num_steps": num_steps, "frames": [show_frame(start)]}
+        return view_of(num_steps, "press Generate", [show_frame(start)], done=True)
 
     def place(self, job: Job) -> str:
         num_ahead = self.service.num_ahead(job)
         return {None: "starting", 0: "next in line"}.get(num_ahead, f"waiting for {num_ahead} before you")
-
-    def view(self, job: Job, shown: list, status: str) -> dict[str, Any]:
-        num_steps = job.parameters.num_inference_steps
-        return {"status": status, "done": bool(job.images), "num_steps": num_steps, "frames": list(shown)}
 
     def save(self, folder: Path, job: Job, frames: list[Frame]) -> list[str]:
         return save_downloads(folder, job.images, [frame.x_t for frame in frames], self.describe(job.parameters))
@@ -178,7 +174,7 @@ class App:
         """Samples images. Image i is of class_labels[i % len(class_labels)] (none: no class) and depends on seed + i alone,
         not on batch_size; without a seed one is drawn. Returns the images as one PNG, their denoising as GIF, and all that
         is needed to make them again."""
-        keep = (gr.skip(),) * 3
+        keep = (None,) * 3
         yield keep  # at these points gradio ends it, when the client cancels or leaves: before that, nothing is put in line
         job = self.start(class_labels, batch_size, num_inference_steps, sampler, guidance_scale, seed)
         frames = []
@@ -216,6 +212,11 @@ class App:
             f'<div class="explanation"><div class="pictures">{pictures}</div><div class="schedule">'
             f'<p class="equation">{equation}</p>{draw_schedule(signal, noise, timestep)}</div></div>'
         )
+
+
+def view_of(num_steps: int, status: str, shown: list, done: bool = False) -> dict[str, Any]:
+    """What the viewer shows."""
+    return {"status": status, "done": done, "num_steps": num_steps, "frames": list(shown)}
 
 
 def show_frame(frame: Frame) -> list:
@@ -366,6 +367,7 @@ def launch(app: App, **options):
         css_paths=HERE / "style.css",
         footer_links=["api"],
         ssr_mode=False,
+        state_session_capacity=2 * MAX_WAITING,  # pages whose last picture is kept; by default 10,000
         max_threads=MAX_WAITING + MAX_BATCH + 8,  # who waits or is in the batch holds one; the next shall be refused
         run_history=False,
         show_error=True,  # also what gradio's own components refuse

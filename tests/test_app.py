@@ -4,6 +4,7 @@ The browser is Debian's Chromium (apt package chromium) driven by Playwright. `S
 tests/test_app.py -k screenshots` looks at another model and keeps the pictures.
 """
 
+import gc
 import io
 import json
 import os
@@ -426,6 +427,25 @@ def test_the_next_after_sixty_is_refused(here):
     client = gradio_client.Client(here[1], verbose=False)
     with pytest.raises(gradio_client.exceptions.AppError, match="60 requests are waiting already"):
         client.predict(api_name="/generate")
+
+
+def test_gradio_keeps_nothing_of_a_request(here):
+    """Neither of the API's nor of the page's, in one session: of an update that a plain value follows it would keep a component."""
+    _, url, _ = here
+    client, browser = gradio_client.Client(url, verbose=False), httpx2.Client(timeout=30)
+    dependencies = browser.get(f"{url}config").json()["dependencies"]
+    click = next(d["id"] for d in dependencies if len(d["inputs"]) == 6 and len(d["outputs"]) == 5)
+    arguments = {"data": [space.ALL_CLASSES, 1, 2, "DDIM", 1, 0], "fn_index": click, "session_hash": "page"}
+
+    def components_after_a_request() -> int:
+        client.predict(num_inference_steps=2, api_name="/generate")
+        browser.post(f"{url}gradio_api/queue/join", json=arguments).raise_for_status()
+        assert '"success":true' in browser.get(f"{url}gradio_api/queue/data?session_hash=page").text
+        gc.collect()
+        return sum(isinstance(thing, space.gr.blocks.Block) for thing in gc.get_objects())
+
+    after = [components_after_a_request() for _ in range(5)]
+    assert after[1:] == after[1:2] * 4, after
 
 
 @pytest.fixture(scope="module")
