@@ -3,11 +3,13 @@
 "ours" and "diffusers" have the same weights and get the same inputs. Neighbours: `rounds` (turns, ratios), `programs` (whole programs).
 """
 
+import shutil
 import statistics
 import time
 from functools import partial
 
 import torch
+import torch._inductor.config
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from rounds import compare, seconds_per_call, take_turns
@@ -163,7 +165,26 @@ def unet(options) -> list[dict]:
             targets = {"diffusers": 1.0} if precision == torch.float32 else {}
             row = compare_calls(options, f"{name}, {str(precision)[6:]}", batch_size, precision, calls, targets)
             rows.append(row | {"max_abs_difference": difference})
+    if shutil.which("g++"):
+        rows.append(compiled(options))
+    else:
+        options.skip("unet: compiled", "there is no C++ compiler")
     return rows + [preset_step(options, name) for name in ("fashion-mnist", "fashion-mnist-quick")]
+
+
+def compiled(options) -> dict:
+    """Each at its own best: channels_last, compiled and frozen, bf16. Compilation is a cost beside it, in seconds."""
+    calls, seconds = {}, {}
+    with torch._inductor.config.patch(freezing=True):
+        for side, model in unets().items():
+            model = torch.compile(model.to(memory_format=torch.channels_last))
+            calls[side], start = make_call(model, options.batch_size, torch.bfloat16, False), time.perf_counter()
+            calls[side]()
+            seconds[side] = time.perf_counter() - start
+        sides = {side: partial(seconds_per_call, call, options.seconds) for side, call in calls.items()}
+        values = take_turns(sides, options.rounds)
+    values = {side: [options.batch_size / value for value in values[side]] for side in values}
+    return compare("forward, bfloat16, compiled", "images/s", values) | {"seconds_to_compile": seconds}
 
 
 def preset_step(options, name: str) -> dict:

@@ -297,6 +297,11 @@ class TrainConfig:
             unet["out_channels"] = unet.get("in_channels", 3) * (2 if self.variance_type == "learned_range" else 1)
         return unet, scheduler
 
+    def recipe(self) -> dict:
+        """The options that made the model, for its card: not whether the run was resumed, nor where it was pushed."""
+        left_out = ("resume", "push_to_hub", "hub_model_id", "hub_private_repo")
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
+
     def save(self, path: str | Path) -> None:
         Path(path).write_text(yaml.safe_dump(asdict(self), sort_keys=False))
 

@@ -15,9 +15,8 @@ from collections.abc import Callable
 import torch
 from diffusers.training_utils import compute_snr
 
-VLB_WEIGHT = (
-    0.001  # lambda of Improved DDPM, Section 3.1: of the whole bound, T terms, in bits/dim as in the paper's code
-)
+# lambda of Improved DDPM, Section 3.1: of the whole bound, T terms, in bits/dim as in the paper's code
+VLB_WEIGHT = 0.001
 
 
 def draw(

@@ -126,7 +126,7 @@ class Trainer:
             unit="step",
             disable=not accelerator.is_main_process,
         )
-        snapshot_steps = max(config.max_train_steps // NUM_SNAPSHOTS, 1)
+        snapshot_steps = -(-config.max_train_steps // NUM_SNAPSHOTS)  # rounded up: no more than those
         batches, figures, since, stopping = iter(self._loader()), [], time.perf_counter(), False
         while self.step < config.max_train_steps and not stopping:
             figures.append(self.train_step(batches))
@@ -290,7 +290,8 @@ class Trainer:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             limit, seconds = self.config.checkpoints_total_limit, time.perf_counter() - self.began
-            checkpoints.commit(self.folder, self.step, limit, data=self.data.fingerprint, seconds=seconds)
+            facts = {"data": self.data.fingerprint, "total_batch_size": self.total_batch_size, "seconds": seconds}
+            checkpoints.commit(self.folder, self.step, limit, **facts)
         accelerator.wait_for_everyone()
 
     def _save_model(self, folder: Path, **extras) -> None:
@@ -300,7 +301,7 @@ class Trainer:
         seconds, samples = time.perf_counter() - self.began, self.step * self.total_batch_size
         results: dict = {"train_runtime": round(seconds, 1), "train_steps": self.step, "train_samples": samples}
         results["hardware"] = describe_hardware(self.accelerator)
-        hub.save(pipeline, folder, train_config=asdict(self.config), train_results=results, **extras)
+        hub.save(pipeline, folder, train_config=self.config.recipe(), train_results=results, **extras)
 
     def _load_checkpoint(self, checkpoint: Path) -> tuple[int, float]:
         config, manifest = self.config, checkpoints.read_manifest(checkpoint)
@@ -319,7 +320,13 @@ class Trainer:
                 )
             path = checkpoint / "state" / f"stream-{self.accelerator.process_index}.json"
             self.data.load_state_dict(json.loads(path.read_text()))
+        if manifest["total_batch_size"] != self.total_batch_size:
+            raise ValueError(
+                f"train_batch_size={config.train_batch_size} makes steps of {self.total_batch_size} images with accumulation and"
+                f" ranks; those of {checkpoint} have {manifest['total_batch_size']}, and go on with as many."
+            )
         self.accelerator.load_state(str(checkpoint / "state"))
+        self.ema.decay = config.ema_decay  # a longer run has a longer average
         self._say(f"Resumed from {checkpoint}.")
         return manifest["step"], time.perf_counter() - manifest.get("seconds", 0.0)
 

@@ -119,6 +119,17 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path, capsys):
     assert Trainer(tiny(tmp_path, resume=True)).step == 3
 
 
+def test_a_run_goes_on_longer_but_not_with_other_batches(tmp_path):
+    folder = train(tiny(tmp_path, max_train_steps=3))
+    longer = Trainer(tiny(tmp_path, resume=True, max_train_steps=12))
+    assert longer.ema.decay == longer.config.ema_decay == pytest.approx(0.95)
+    assert longer.ema.decay > tiny(tmp_path, max_train_steps=3).ema_decay
+    with pytest.raises(ValueError, match="train_batch_size=4 makes steps of 4 images .* have 8"):
+        Trainer(tiny(tmp_path, resume=True, train_batch_size=4))
+    told = yaml.safe_load((folder / "training_config.yaml").read_text())
+    assert told["max_train_steps"] == 3 and not {"resume", "push_to_hub"} & set(told)
+
+
 def test_a_truncated_checkpoint_is_passed_over(tmp_path, caplog):
     folder = train(tiny(tmp_path, checkpointing_steps=3))
     weights = folder / "checkpoints" / "step-6" / "state" / "model.safetensors"
