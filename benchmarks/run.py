@@ -72,8 +72,9 @@ def main(args: list[str]) -> int:
     results: dict = {"machine": machine(), "options": {}, "sections": {}, "skipped": {}, "seconds": {}}
     results["options"] = {name: value for name, value in vars(options).items() if name not in ("output", "diffusers")}
     options.skip = results["skipped"].__setitem__
-    for name in SECTIONS.keys() - set(options.only):
-        options.skip(name, "left out by --only")
+    for name in SECTIONS:
+        if name not in options.only:
+            options.skip(name, "left out by --only")
     failed = False
     for name in options.only:
         print(f"{name} ...", file=sys.stderr, flush=True)
