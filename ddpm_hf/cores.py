@@ -26,7 +26,8 @@ def default_precision() -> str:
 def describe_hardware(state) -> str:
     """What a launch runs on, e.g. "2 CPU cores" or "8 x NVIDIA H100 80GB HBM3"."""
     if state.device.type == "cpu":
-        return f"{_num_cores()} CPU core{'s' * (_num_cores() > 1)}"
+        num_cores = _num_cores()
+        return f"{num_cores} CPU core{'s' * (num_cores > 1)}"
     return f"{state.num_processes} x {torch.cuda.get_device_name(state.device)}"
 
 

@@ -31,13 +31,11 @@ def main() -> int:
         output.parent.mkdir(parents=True, exist_ok=True)
         if output.is_dir():
             raise ValueError(f"output={arguments.output!r} is a folder: name the file that gets the figures.")
-        model, is_card = Path(arguments.model), False
-        if output.resolve() == (model / "metrics.json").resolve() and (model / "pipeline_ddpm_image.py").exists():
-            if config.sweep:
-                raise ValueError(
-                    f"output={arguments.output!r} holds the figures of the card: give a sweep another file."
-                )
-            is_card = True  # which then tells the figures
+        model = Path(arguments.model)
+        is_saved_model = (model / "pipeline_ddpm_image.py").exists()
+        is_card = is_saved_model and output.resolve() == (model / "metrics.json").resolve()  # which tells the figures
+        if is_card and config.sweep:
+            raise ValueError(f"output={arguments.output!r} holds the figures of the card: give a sweep another file.")
         result, drawn = evaluate(arguments.model, config)
     except (ValueError, FileNotFoundError, FileExistsError, PermissionError, hub.HubError) as error:
         parser.exit(2, f"error: {error}\n")

@@ -174,7 +174,7 @@ class App:
         """Samples images. Image i is of class_labels[i % len(class_labels)] (none: no class) and depends on seed + i alone,
         not on batch_size; without a seed one is drawn. Returns the images as one PNG, their denoising as GIF, and all that
         is needed to make them again."""
-        keep = (None,) * 3
+        keep = (None,) * 3  # not gr.skip(), an update: gradio keeps a component for every value that follows one
         yield keep  # at these points gradio ends it, when the client cancels or leaves: before that, nothing is put in line
         job = self.start(class_labels, batch_size, num_inference_steps, sampler, guidance_scale, seed)
         frames = []
