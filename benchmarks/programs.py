@@ -1,6 +1,6 @@
 """Whole programs, each in a process of its own: training with data loading, start-up to the first image. Each takes the options of run.py.
 
-Neighbours: `rounds` (turns, ratios), `parts` (the network that is trained), `train_peer` (how the trainings that have no fitting command are started).
+Neighbours: `rounds` (turns, ratios), `parts` (the network that is trained), `train_lucidrains` (a training that has no command of its own).
 """
 
 import json
@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from diffusers import UNet2DModel
+from diffusers import DDPMScheduler, UNet2DModel
 from parts import CONFIG, pipelines
 from PIL import Image
 from rounds import compare, take_turns
@@ -80,21 +80,24 @@ def images_per_second(times: list[tuple[int, float]], batch_size: int) -> float:
 
 def trainings(options, images: Path) -> dict[str, list[str]]:
     """Side -> the command that trains for `options.train_steps` steps; its output folder is to follow as the last argument."""
-    config, here = images.with_name("unet"), Path(__file__).parent
-    UNet2DModel(**RGB).save_config(config)
-    common = [str(images), str(config / "config.json"), str(options.train_steps), str(options.batch_size)]
-    commands = {"ours": [str(here / "train_peer.py"), "ours", *common]}
+    model, here = images.with_name("model"), Path(__file__).parent
+    UNet2DModel(**RGB).save_config(model / "unet")
+    DDPMScheduler().save_config(model / "scheduler")
+    flags = f"""--preset {model} --dataset {images} --train_batch_size {options.batch_size} --max_train_steps {options.train_steps}
+        --lr_warmup_steps 0 --ema_decay 0.999 --num_validation_images 0 --output_dir"""
+    commands = {"ours": [str(here.parent / "scripts" / "train.py"), *flags.split()]}
     if not options.diffusers:
         options.skip("training: train_unconditional", "no --diffusers CHECKOUT")
     elif not find_spec("torchvision"):
         options.skip("training: train_unconditional", "torchvision is not installed")
     else:
-        flags = f"""--train_data_dir {images} --model_config_name_or_path {config} --resolution 28 --num_epochs 1
+        flags = f"""--train_data_dir {images} --model_config_name_or_path {model / "unet"} --resolution 28 --num_epochs 1
             --train_batch_size {options.batch_size} --use_ema --mixed_precision bf16 --logger tensorboard
             --ddpm_num_inference_steps 1 --eval_batch_size 1 --output_dir"""
         commands["train_unconditional"] = [str(options.diffusers / TRAIN_UNCONDITIONAL), *flags.split()]
     if find_spec("denoising_diffusion_pytorch") and find_spec("torchvision"):
-        commands["denoising-diffusion-pytorch"] = [str(here / "train_peer.py"), "lucidrains", *common]
+        arguments = (images, model / "unet" / "config.json", options.train_steps, options.batch_size)
+        commands["denoising-diffusion-pytorch"] = [str(here / "train_lucidrains.py"), *map(str, arguments)]
     else:
         options.skip("training: denoising-diffusion-pytorch", "it or torchvision is not installed")
     return commands
@@ -103,8 +106,7 @@ def trainings(options, images: Path) -> dict[str, list[str]]:
 def training(options) -> list[dict]:
     """Images/s of whole training programs, data loading included: bf16, EMA, the same folder of PNG files, a network of the same size.
 
-    ours is `ddpm_hf.training.train` in its default mode. It decodes the folder once, before its first step: "until step 10" counts that, and the
-    imports.
+    ours decodes the folder once, before its first step: "until step 10" counts that, and the imports.
     """
     with TemporaryDirectory() as folder:
         images = Path(folder) / "images"

@@ -1,10 +1,11 @@
 """What to train and how: PRESETS are architectures and recipes as data, TrainConfig is one run.
 
 A preset names constructor arguments of the U-Net and the scheduler (which `register_to_config` then records in the saved model) and the
-training options that suit them. TrainConfig holds the options that a run may change; the command line and the YAML file are both built
-from it by `transformers.HfArgumentParser`. An option left at None is the preset's.
+training options that suit them; the configs of a saved model serve as one, too. TrainConfig holds the options that a run may change; the
+command line and the YAML file are both built from it by `transformers.HfArgumentParser`. An option left at None is the preset's.
 """
 
+import json
 import math
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
@@ -147,6 +148,29 @@ PRESETS = {
     ),
 }
 
+_STOCK_RECIPE = dict(  # train_unconditional.py's, for a network that no preset knows
+    train_batch_size=16, learning_rate=1e-4, lr_warmup_steps=500, max_train_steps=50_000, ema_decay=0.9999
+)
+
+
+def find_preset(preset: str) -> Preset:
+    """One of PRESETS, or the network and the noise schedule of a folder such as a saved model, ours or stock."""
+    if preset in PRESETS:
+        return PRESETS[preset]
+    paths = (Path(preset) / "unet" / "config.json", Path(preset) / "scheduler" / "scheduler_config.json")
+    if not all(path.is_file() for path in paths):
+        raise ValueError(
+            f"preset={preset!r}: choose one of {', '.join(PRESETS)}, or a folder with unet/config.json and"
+            " scheduler/scheduler_config.json."
+        )
+    unet, scheduler = (
+        {name: value for name, value in json.loads(path.read_text()).items() if not name.startswith("_")}
+        for path in paths
+    )
+    is_conditional = unet.pop("num_class_embeds", None) is not None
+    return Preset(unet, scheduler, _STOCK_RECIPE, is_conditional)
+
+
 _DEFAULTS = dict(  # of the options that a preset may set
     dataset="zalando-datasets/fashion_mnist",
     lr_scheduler="cosine",
@@ -169,7 +193,10 @@ def _option(default, help: str):
 class TrainConfig:
     """One training run. Everything is counted in optimizer steps, on any number of ranks."""
 
-    preset: str = _option("fashion-mnist-quick", f"Architecture and recipe: {', '.join(PRESETS)}.")
+    preset: str = _option(
+        "fashion-mnist-quick",
+        f"Architecture and recipe: {', '.join(PRESETS)}; or a folder with unet/config.json and scheduler/scheduler_config.json.",
+    )
     dataset: str | None = _option(None, "Hub id, folder of images, or folder of IDX files.")
     image_column: str | None = _option(None, "Column of the images; found by its type if not named.")
     label_column: str | None = _option(None, "Column of the labels; found by its type if not named.")
@@ -233,10 +260,8 @@ class TrainConfig:
     hub_private_repo: bool = _option(False, "Create that repo private.")
 
     def __post_init__(self):
-        if self.preset not in PRESETS:
-            raise ValueError(f"preset={self.preset!r}: choose one of {', '.join(PRESETS)}.")
         self._check_types()
-        recipe = _DEFAULTS | PRESETS[self.preset].training
+        recipe = _DEFAULTS | find_preset(self.preset).training
         for name, value in (recipe | _durations(recipe, self.max_train_steps)).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -290,7 +315,7 @@ class TrainConfig:
 
     def parts(self) -> tuple[dict, dict]:
         """Constructor arguments of the U-Net and the scheduler: the preset's, and what this run has chosen instead."""
-        preset = PRESETS[self.preset]
+        preset = find_preset(self.preset)
         unet, scheduler = dict(preset.unet), dict(preset.scheduler)
         scheduler |= {name: getattr(self, name) for name in SCHEDULER_OPTIONS if getattr(self, name)}
         if self.variance_type:

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from . import checkpoints, hub, likelihood, validation
-from .config import PRESETS, TrainConfig
+from .config import TrainConfig, find_preset
 from .cores import describe_hardware
 from .data import SampleOrder, StreamedImages, collate_batch, load_image_dataset
 from .ema import NUM_SNAPSHOTS, ExponentialAverage, PowerAverages, whole
@@ -53,10 +53,9 @@ class Trainer:
         self.signals = StopSignals(self.accelerator)
         checkpoint = self._open_folder()
         self.data = self._load_data("train")
-        self.id2label = (
-            dict(enumerate(self.data.class_names or [])) if PRESETS[config.preset].class_conditional else {}
-        )
-        self.scheduler = DDPMNoiseScheduler(**config.parts()[1])
+        is_conditional = find_preset(config.preset).class_conditional
+        self.id2label = dict(enumerate(self.data.class_names or [])) if is_conditional else {}
+        self.scheduler = DDPMNoiseScheduler.from_config(config.parts()[1])
         unet, self.eval_unet = self._make_unets()
         optimizer = torch.optim.AdamW(
             unet.parameters(),
@@ -89,12 +88,12 @@ class Trainer:
         if self.id2label:
             config["num_class_embeds"] = len(self.id2label) + 1  # the last is the null label
         set_seed(self.config.seed)
-        unet, eval_unet = DDPMUNet2DModel(**config), DDPMUNet2DModel(**config).eval()
+        unet, eval_unet = (DDPMUNet2DModel.from_config(config) for _ in range(2))
         if not is_sharded(self.accelerator):  # FSDP2 wants its parameters contiguous
             unet.to(memory_format=torch.channels_last)
         if self.config.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
-        return unet, eval_unet.to(self.accelerator.device, memory_format=torch.channels_last)
+        return unet, eval_unet.eval().to(self.accelerator.device, memory_format=torch.channels_last)
 
     # ------------------------------------------------------------------ the loop
 

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from conftest import DATA, TINY_UNET
+from diffusers import DDIMScheduler, UNet2DModel
 from huggingface_hub import HfApi, constants
 from PIL import Image
 from safetensors.torch import load_file
@@ -316,7 +317,7 @@ def test_configs_from_the_command_line_and_yaml(tmp_path, capsys):
     quick = PRESETS["fashion-mnist-quick"].training
     assert parse_args(["--seed", "3"]).max_train_steps == quick["max_train_steps"]
     for arguments, message in [
-        (["--preset", "nope"], "fashion-mnist-quick"),
+        (["--preset", "nope"], "preset='nope': choose one of fashion-mnist-quick"),
         (["--train_batch_size", "0"], "train_batch_size=0"),
         (["--lr_scheduler", "cosin"], "lr_scheduler='cosin': choose one of cosine"),
         (["--lr_warmup_steps", "20", "--max_train_steps", "10"], "at most max_train_steps=10"),
@@ -377,6 +378,22 @@ def test_averages_of_other_lengths_become_models(tmp_path, monkeypatch, torch_co
     assert "of width 0.1" in (tmp_path / "other" / "README.md").read_text()
     again = parse_args([str(tmp_path / "other" / "training_config.yaml")])  # the command on the card
     assert again.ema_sigma_rels == [0.05, 0.1]
+
+
+def test_the_configs_of_a_stock_model_are_a_preset(tmp_path):
+    model, options = tmp_path / "model", TINY_UNET | {"sample_size": 28, "num_class_embeds": 3}
+    UNet2DModel(**options).save_config(model / "unet")
+    DDIMScheduler(num_train_timesteps=20, prediction_type="v_prediction").save_config(model / "scheduler")
+    config = tiny(tmp_path, preset=str(model), max_train_steps=1, variance_type="learned_range")
+    assert (config.learning_rate, config.train_batch_size) == (1e-4, 16)
+    pipe = hub.load(train(config))
+    theirs, ours = (json.loads((folder / "unet/config.json").read_text()) for folder in (model, tmp_path / "run"))
+    changed = {name for name in theirs if ours[name] != theirs[name]}
+    assert changed == {"_class_name", "out_channels", "num_class_embeds"}
+    assert (ours["out_channels"], ours["num_class_embeds"]) == (2, 11)  # a learned variance; the data has 10 classes
+    assert (len(pipe.scheduler), pipe.scheduler.config.prediction_type) == (20, "v_prediction")
+    saved = yaml.safe_load((tmp_path / "run" / "training_config.yaml").read_text())
+    assert saved["preset"] == "model"  # published without the folders of this machine
 
 
 @pytest.mark.parametrize("name", list(config_module.PRESETS))

@@ -1,6 +1,6 @@
-"""Trains the benchmark's network by ours or by denoising-diffusion-pytorch: train_peer.py SIDE IMAGES CONFIG STEPS BATCH_SIZE OUTPUT_DIR.
+"""Trains the benchmark's network by denoising-diffusion-pytorch: train_lucidrains.py IMAGES CONFIG STEPS BATCH_SIZE OUTPUT_DIR.
 
-CONFIG is a U-Net's config.json. `programs` starts it; train_unconditional.py needs no such help.
+CONFIG is a U-Net's config.json. `programs` starts it.
 """
 
 import json
@@ -9,18 +9,7 @@ import time
 from pathlib import Path
 
 
-def ours(images: str, config: dict, steps: int, batch_size: int, output_dir: str) -> None:
-    """train.py in its default mode, on a preset for this network."""
-    from ddpm_hf.config import PRESETS, Preset, TrainConfig
-    from ddpm_hf.training import train
-
-    unet = {name: value for name, value in config.items() if not name.startswith("_")}
-    recipe = dict(dataset=images, train_batch_size=batch_size, max_train_steps=steps, learning_rate=1e-4)
-    PRESETS["benchmark"] = Preset(unet, {}, recipe | dict(lr_warmup_steps=0, ema_decay=0.999))
-    train(TrainConfig(preset="benchmark", output_dir=output_dir, num_validation_images=0))
-
-
-def lucidrains(images: str, config: dict, steps: int, batch_size: int, output_dir: str) -> None:
+def train(images: str, config: dict, steps: int, batch_size: int, output_dir: str) -> None:
     """Its Trainer, with its defaults otherwise; steps.json holds the time after each step, for it keeps no log."""
     from denoising_diffusion_pytorch import GaussianDiffusion, Trainer, Unet
     from diffusers import UNet2DModel
@@ -59,6 +48,5 @@ def count(model) -> int:
 
 
 if __name__ == "__main__":
-    side, images, config, steps, batch_size, output_dir = sys.argv[1:]
-    run = {"ours": ours, "lucidrains": lucidrains}[side]
-    run(images, json.loads(Path(config).read_text()), int(steps), int(batch_size), output_dir)
+    images, config, steps, batch_size, output_dir = sys.argv[1:]
+    train(images, json.loads(Path(config).read_text()), int(steps), int(batch_size), output_dir)
