@@ -25,6 +25,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,7 @@ class Evaluation:
         self.pipeline.unet.eval().to(memory_format=torch.channels_last)
         self.pipeline.set_progress_bar_config(disable=True)
         self.scheduler_config = self.pipeline.scheduler.config
-        self.config = self._resolve_sampling(config)
+        self.config = self._resolve_sampling(config.with_data_of(Path(self.pipeline.config["_name_or_path"])))
         self.is_conditional = self.pipeline.unet.config.num_class_embeds is not None
         self.train, self.test = (self._load_data(split) for split in (config.split, config.test_split))
         self.metrics = self._choose_metrics()
@@ -124,11 +125,12 @@ class Evaluation:
                 )
         if not self.is_conditional:
             return
-        num_labels = len(self.pipeline.id2label) or unet.num_class_embeds
-        if self.test.labels is None or int(self.test.labels.max()) >= num_labels:
-            found = "none" if self.test.labels is None else f"up to {int(self.test.labels.max())}"
+        known = [name for _, name in sorted(self.pipeline.id2label.items())]
+        found = self.test.class_names or []
+        if not found or len(found) > unet.num_class_embeds or (known and known[: len(found)] != found):
+            classes = known or f"{unet.num_class_embeds} without names"
             raise ValueError(
-                f"model={self.model!r} takes labels 0 to {num_labels - 1}; dataset={config.dataset!r} has {found}."
+                f"model={self.model!r} has the classes {classes}; dataset={config.dataset!r} has {found or 'none'}."
             )
 
     def _resolve_sampling(self, config: EvaluationConfig) -> EvaluationConfig:
@@ -172,7 +174,7 @@ class Evaluation:
                 fidelity.check_full_rank(config.num_images, measure.num_features)
             if "accuracy" in wanting and measure.class_names != self.test.class_names:
                 reason = f"the classifier knows {measure.class_names}, the data set {self.test.class_names}"
-                self.unavailable["accuracy"] = reason
+                self.unavailable["accuracy"] = f"{reason}; scripts/train_classifier.py makes one that does"
         if config.sweep and self.unavailable:
             raise ValueError(f"sweep: FID cannot be had ({self.unavailable['fid']}).")
         self.metrics = [metric for metric in self.metrics if metric not in self.unavailable]

@@ -1,10 +1,13 @@
 """What `evaluation` can measure, and the options of one run, from which scripts/evaluate.py builds its arguments."""
 
+import dataclasses
+import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import yaml
 from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
 from ddpm_hf.cores import default_precision
@@ -57,7 +60,12 @@ class EvaluationConfig:
         default=None,
         metadata={"help": f"of {', '.join(NEEDS)}; default: all that need no download and suit the model"},
     )
-    dataset: str = field(default=FASHION_MNIST, metadata={"help": "Hub id or folder of the real images"})
+    dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "Hub id or folder of the real images; default: what the model was trained on, or else FashionMNIST"
+        },
+    )
     split: str = field(default="train", metadata={"help": "the images that the model was trained on"})
     test_split: str = field(default="test", metadata={"help": "the images that it never saw"})
     image_column: str | None = field(default=None, metadata={"help": "of the data set; found by its type otherwise"})
@@ -81,7 +89,10 @@ class EvaluationConfig:
     bpd_timesteps: int = field(default=50, metadata={"help": "evaluated for each image (stratified); 0 is all: exact"})
     classifier: str = field(
         default=os.path.relpath(Path(__file__).parents[1] / "checkpoints" / "fashion-mnist-classifier"),
-        metadata={"help": "folder or Hub id of the classifier whose features and labels measure"},
+        metadata={
+            "help": "folder or Hub id of the classifier whose features and labels measure;"
+            " one of other data than FashionMNIST comes from scripts/train_classifier.py"
+        },
     )
     revision: str | None = field(default=None, metadata={"help": "of a model on the Hub"})
     cache_dir: str = field(
@@ -117,6 +128,30 @@ class EvaluationConfig:
                 raise ValueError(
                     f"sweep_points has {point!r}: give SAMPLER:STEPS, with SAMPLER from {list(SAMPLERS)}."
                 )
+
+    def with_data_of(self, folder: Path) -> "EvaluationConfig":
+        """Where no data set is named: the config with the one, and its columns, that the saved model was trained on.
+
+        Raises:
+            ValueError: the folder keeps but the last part of that data set's path.
+        """
+        if self.dataset is not None:
+            return self
+        # A run's own file has the whole path of a local data set, the model's for everybody its last part.
+        files = [path for name in ("run.yaml", "training_config.yaml") if (path := folder / name).exists()]
+        trained = (yaml.safe_load(files[0].read_text()) if files else None) or {}
+        if (dataset := trained.get("dataset")) is None:
+            dataset = FASHION_MNIST
+            logging.getLogger(__name__).warning(
+                f"The model does not tell what it was trained on: dataset={FASHION_MNIST!r} is taken."
+            )
+        elif "/" not in dataset and not Path(dataset).is_dir():
+            raise ValueError(
+                f"dataset: the model was trained on {dataset!r}, which is no folder here and no whole Hub id"
+                " ('owner/name'): name it."
+            )
+        columns = {name: getattr(self, name) or trained.get(name) for name in ("image_column", "label_column")}
+        return dataclasses.replace(self, dataset=dataset, **columns)
 
     def parse_sweep_points(self) -> list[tuple[str, int]]:
         """The sweep's (sampler, number of steps)."""

@@ -36,8 +36,9 @@ def write_card(pipeline, folder: Path, name: str, *, stock: bool = False) -> Mod
     dataset = str(options.get("dataset") or "unknown")
     metrics = json.loads(_read(folder / "metrics.json") or "{}")
     figures, notes = _results(metrics)
+    measured = str(metrics.get("settings", {}).get("dataset") or dataset)
     results = [
-        EvalResult(TASK, dataset, dataset.rpartition("/")[2], metric, value, metric_name=_full_name(metric, metrics))
+        EvalResult(TASK, measured, measured.rpartition("/")[2], metric, value, metric_name=_full_name(metric, metrics))
         for metric, value in figures.items()
     ]
     data = ModelCardData(

@@ -7,11 +7,13 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 from transformers import ResNetConfig, ResNetForImageClassification
@@ -309,12 +311,14 @@ def test_a_metric_that_cannot_be_had_is_named_and_the_rest_is_computed(home, scr
 
 
 def test_the_card_of_a_saved_model_tells_its_figures(home, script, tmp_path):
-    model = hub.save(hub.load(str(home / "model")), tmp_path / "mine")
+    trained = {"dataset": "ylecun/mnist"}  # the card shall name what was measured on
+    model = hub.save(hub.load(str(home / "model")), tmp_path / "mine", train_config=trained)
     assert script(model, model / "metrics.json", **options(home, metrics=["bpd", "fid"])) == 0
     result, card = json.loads((model / "metrics.json").read_text()), (model / "README.md").read_text()
     assert re.search(rf"\| fid \| {result['metrics']['fid']:.4g} \| {result['floors']['fid']:.4g} \| [\d.]+ \|", card)
     assert re.search(rf"\| bits_per_dim \| {result['metrics']['bits_per_dim']:.4g} \|  \| [\d.]+ \|", card)
     assert "name: fid, features of classifier" in card and "name: bits_per_dim\n" in card
+    assert "      name: data\n      type: data\n" in card and "datasets:\n- ylecun/mnist\n" in card
     assert "20 images for each of the seeds 0, 1, drawn with\nddpm in 3 steps" in card
     assert "Bits/dim are the bound of 20 test images, with\n4 timesteps of each, an estimate of the sum." in card
     assert "`python evaluate.py mine --output metrics.json" in card and str(home) not in card + json.dumps(result)
@@ -368,25 +372,62 @@ def test_a_colour_model_and_grey_images_are_refused(home, tmp_path):
         evaluate(str(tmp_path), EvaluationConfig(**options(home)))
 
 
-def test_labels_that_the_model_does_not_know_are_refused(home, tmp_path):
-    unet = DDPMUNet2DModel(**UNET, num_class_embeds=3)
-    hub.save(DDPMImagePipeline(unet, DDPMNoiseScheduler(**CHAIN), id2label={0: "a", 1: "b"}), tmp_path / "two")
-    with pytest.raises(ValueError, match="takes labels 0 to 1; dataset=.* has up to 2"):
-        evaluate(str(tmp_path / "two"), EvaluationConfig(**options(home)))
+@pytest.mark.parametrize(
+    ("names", "num_class_embeds", "message"),
+    [
+        ("012", 4, None),
+        ("0123", 5, None),  # the data set lacks the last
+        ("01", 3, r"has the classes \['0', '1'\]; dataset=.* has \['0', '1', '2'\]"),
+        ("abc", 4, r"has the classes \['a', 'b', 'c'\]; dataset=.* has \['0', '1', '2'\]"),
+        ("", 3, None),  # a stock model names none
+        ("", 2, r"has the classes 2 without names; dataset=.* has \['0', '1', '2'\]"),
+    ],
+)
+def test_a_model_of_other_classes_is_refused(home, tmp_path, names, num_class_embeds, message):
+    unet = DDPMUNet2DModel(**UNET, num_class_embeds=num_class_embeds)
+    hub.save(DDPMImagePipeline(unet, DDPMNoiseScheduler(**CHAIN), id2label=dict(enumerate(names))), tmp_path)
+    config = EvaluationConfig(**options(home, metrics=["bpd"]))
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
+        Evaluation(str(tmp_path), config)
 
 
-def test_a_classifier_of_other_classes_leaves_accuracy_out(home, monkeypatch):
-    config = EvaluationConfig(**options(home, metrics=["accuracy", "fid"]))
-    loaded = evaluation.load_image_dataset
+def test_a_model_is_measured_on_what_it_was_trained_on(home, script, tmp_path, monkeypatch, capsys):
+    values = options(home, metrics=["memorization"], seeds=0)
+    del values["dataset"]
+    trained = {"dataset": str(home / "data")}  # of which everybody is shown "data"
+    run = hub.save(hub.load(str(home / "model")), tmp_path / "run", train_config=trained)
+    with pytest.raises(SystemExit, match="2"):
+        script(run, **values)
+    assert "the model was trained on 'data', which is no folder here and no whole Hub id" in capsys.readouterr().err
+    (run / "run.yaml").write_text(yaml.safe_dump(trained))
+    assert script(run, **values) == 0
+    assert json.loads((tmp_path / "metrics.json").read_text())["settings"]["dataset"] == str(home / "data")
+    (run / "run.yaml").unlink()
+    monkeypatch.chdir(home)
+    assert Evaluation(str(run), EvaluationConfig(**values | {"seeds": [0]})).config.dataset == "data"
 
-    def renamed(*args, **kwargs):
-        dataset = loaded(*args, **kwargs)
-        dataset.class_names = ["x", "y", "z"]
-        return dataset
 
-    monkeypatch.setattr(evaluation, "load_image_dataset", renamed)
+def test_the_data_set_that_is_taken(tmp_path, caplog):
+    assert EvaluationConfig().with_data_of(tmp_path).dataset == "zalando-datasets/fashion_mnist"
+    assert "does not tell what it was trained on: dataset='zalando-datasets/fashion_mnist' is taken" in caplog.text
+    trained = {"dataset": "uoft-cs/cifar100", "image_column": None, "label_column": "coarse_label"}
+    (tmp_path / "training_config.yaml").write_text(yaml.safe_dump(trained))
+    for given, taken in (
+        ({}, ("uoft-cs/cifar100", "coarse_label")),
+        ({"label_column": "fine_label"}, ("uoft-cs/cifar100", "fine_label")),
+        ({"dataset": "ylecun/mnist"}, ("ylecun/mnist", None)),
+    ):
+        config = EvaluationConfig(**given).with_data_of(tmp_path)
+        assert (config.dataset, config.label_column) == taken
+
+
+def test_a_classifier_of_other_classes_leaves_accuracy_out(home, tmp_path):
+    classifier = ResNetForImageClassification.from_pretrained(home / "classifier")
+    classifier.config.id2label = dict(enumerate("xyz"))
+    classifier.save_pretrained(tmp_path)
+    config = EvaluationConfig(**options(home, metrics=["accuracy", "fid"], classifier=str(tmp_path)))
     found = Evaluation(str(home / "model"), config)
-    assert found.metrics == ["fid"] and "the classifier knows ['0', '1', '2']" in found.unavailable["accuracy"]
+    assert found.metrics == ["fid"] and "the classifier knows ['x', 'y', 'z']" in found.unavailable["accuracy"]
 
 
 def test_tile_lays_images_out_in_reading_order():
