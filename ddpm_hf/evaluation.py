@@ -15,7 +15,7 @@ metrics.json, the dict that `evaluate` returns:
     sweep        with --sweep: a list of {sampler, num_inference_steps, seconds_per_image, fid, spread}
     settings     every option, the model and a hash of its weights, fingerprints and sizes of the data, versions, ...
     seconds      phase -> wall time
-    command      as it was typed
+    command      as it was typed, and the precision that it did not name
 """
 
 import dataclasses

@@ -42,7 +42,9 @@ def main() -> int:
     if not result:  # a rank that only helped
         return 0
     launcher = ["accelerate", "launch"] if "ACCELERATE_MIXED_PRECISION" in os.environ else ["python"]
-    result["command"] = shlex.join([*launcher, *sys.argv])
+    is_named = any(argument.startswith("--mixed_precision") for argument in sys.argv)
+    precision = [] if is_named else ["--mixed_precision", config.mixed_precision]  # of the launcher, or this machine
+    result["command"] = shlex.join([*launcher, *sys.argv, *precision])
     if is_card:
         hub.save(hub.load(arguments.model), model, metrics=result)
     else:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from PIL import Image
 
 from ddpm_hf import hub
@@ -33,7 +34,7 @@ def main():
             parser.error(
                 f"{option} {path}: give a file that ends in {' or '.join(suffixes)}, in a folder that exists."
             )
-    pipe = hub.load(args.model).to("cuda" if torch.cuda.is_available() else "cpu")
+    pipe = hub.load(args.model).to(PartialState().device)
     grids = draw(pipe, args)
     grids[-1].save(args.output)
     if args.gif:
@@ -100,4 +101,5 @@ if __name__ == "__main__":
     try:
         main()
     except (ValueError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -9,4 +9,5 @@ if __name__ == "__main__":
     try:
         train(parse_args(sys.argv[1:]))
     except (ValueError, FloatingPointError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1 if isinstance(error, FloatingPointError) else 2)

@@ -5,11 +5,15 @@ import importlib.util
 import json
 import os
 import re
+import runpy
+import shlex
 import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -18,7 +22,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel, evaluation, hub, measures, report
+from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel, evaluation, hub, measures, report, training
 from ddpm_hf.evaluation import Evaluation, evaluate
 from ddpm_hf.evaluation_config import EvaluationConfig
 from ddpm_hf.fidelity import to_uint8
@@ -291,9 +295,13 @@ def script(monkeypatch, tmp_path):
         argv = ["evaluate.py", str(model), "--output", str(output)]
         for name, value in values.items():
             argv += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        return repeat(argv)
+
+    def repeat(argv):
         monkeypatch.setattr(sys, "argv", argv)
         return module.main()
 
+    call.repeat = repeat
     return call
 
 
@@ -316,7 +324,7 @@ def test_the_card_of_a_saved_model_tells_its_figures(home, script, tmp_path):
     assert script(model, model / "metrics.json", **options(home, metrics=["bpd", "fid"])) == 0
     result, card = json.loads((model / "metrics.json").read_text()), (model / "README.md").read_text()
     assert re.search(rf"\| fid \| {result['metrics']['fid']:.4g} \| {result['floors']['fid']:.4g} \| [\d.]+ \|", card)
-    assert re.search(rf"\| bits_per_dim \| {result['metrics']['bits_per_dim']:.4g} \|  \| [\d.]+ \|", card)
+    assert re.search(rf"\| bits_per_dim \| {result['metrics']['bits_per_dim']:.4g} \| none \| [\d.]+ \|\n", card)
     assert "name: fid, features of classifier" in card and "name: bits_per_dim\n" in card
     assert "      name: data\n      type: data\n" in card and "datasets:\n- ylecun/mnist\n" in card
     assert "20 images for each of the seeds 0, 1, drawn with\nddpm in 3 steps" in card
@@ -326,11 +334,62 @@ def test_the_card_of_a_saved_model_tells_its_figures(home, script, tmp_path):
     assert script(model, model / "metrics.json", **options(home, metrics=["bpd"], bpd_timesteps=0)) == 0
     card = (model / "README.md").read_text()
     assert "20 test images, with\nevery timestep of each: all of the sum." in card
+    assert re.search(
+        r"\| metric \| value \| spread \|\n\|---\|---\|---\|\n\| bits_per_dim \| [\d.]+ \| [\d.]+ \|\n\n", card
+    )
     assert "for each of the seeds" not in card and "guidance scale" not in card
     before = (model / "metrics.json").read_text()
     with pytest.raises(SystemExit, match="2"):
         script(model, model / "metrics.json", **options(home), sweep=True)
     assert (model / "metrics.json").read_text() == before
+
+
+def test_the_command_repeats_the_measurement_under_another_launcher(home, script, tmp_path, monkeypatch):
+    values = options(home, metrics=["memorization"], seeds=0, num_images=6)
+    del values["mixed_precision"]
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert script(home / "model", **values) == 0
+    first = json.loads((tmp_path / "metrics.json").read_text())
+    program, launch, *argv = shlex.split(first["command"])
+    assert (program, launch, first["settings"]["mixed_precision"]) == ("accelerate", "launch", "bf16")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # of a launch without a config
+    script.repeat(argv)
+    again = json.loads((tmp_path / "metrics.json").read_text())
+    assert all(again[name] == first[name] for name in ("metrics", "settings", "command"))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "code"),
+    [
+        ("evaluate.py", ["./nowhere"], 2),
+        ("sample.py", ["./nowhere"], 2),
+        ("train.py", ["--dataset", "./nowhere", "--output_dir", "nowhere"], 2),
+        ("train.py", [], 1),
+    ],
+)
+def test_scripts_tell_errors_in_one_way(name, arguments, code, monkeypatch, tmp_path, capsys):
+    def diverges(_):
+        raise FloatingPointError("not a number")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    if code == 1:
+        monkeypatch.setattr(training, "train", diverges)
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert exit.value.code == code and re.match("error: .*(nowhere|not a number)", told), told
+
+
+def test_samples_are_drawn_on_any_accelerator(home, monkeypatch):
+    def to(pipe, device):
+        raise ValueError(f"moved to {device}")
+
+    monkeypatch.setattr(accelerate, "PartialState", lambda: SimpleNamespace(device=torch.device("xpu")))
+    monkeypatch.setattr(DDPMImagePipeline, "to", to)
+    monkeypatch.setattr(sys, "argv", ["sample.py", str(home / "model")])
+    with pytest.raises(ValueError, match="moved to xpu"):
+        runpy.run_path(str(ROOT / "scripts" / "sample.py"))["main"]()
 
 
 @pytest.mark.parametrize(
