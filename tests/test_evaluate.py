@@ -450,7 +450,7 @@ def test_a_model_of_other_classes_is_refused(home, tmp_path, names, num_class_em
         Evaluation(str(tmp_path), config)
 
 
-def test_a_model_is_measured_on_what_it_was_trained_on(home, script, tmp_path, monkeypatch, capsys):
+def test_a_model_is_measured_on_what_it_was_trained_on(home, script, remote, tmp_path, monkeypatch, capsys):
     values = options(home, metrics=["memorization"], seeds=0)
     del values["dataset"]
     trained = {"dataset": str(home / "data")}  # of which everybody is shown "data"
@@ -463,7 +463,10 @@ def test_a_model_is_measured_on_what_it_was_trained_on(home, script, tmp_path, m
     assert json.loads((tmp_path / "metrics.json").read_text())["settings"]["dataset"] == str(home / "data")
     (run / "run.yaml").unlink()
     monkeypatch.chdir(home)
-    assert Evaluation(str(run), EvaluationConfig(**values | {"seeds": [0]})).config.dataset == "data"
+    hub.push(run, "alice/trained", revision="of-data")
+    for model, revision in ((str(run), None), ("alice/trained", "of-data")):
+        config = EvaluationConfig(**values | {"seeds": [0]}, revision=revision)
+        assert Evaluation(model, config).config.dataset == "data"
 
 
 def test_the_data_set_that_is_taken(tmp_path, caplog):
