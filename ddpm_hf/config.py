@@ -157,16 +157,20 @@ def find_preset(preset: str) -> Preset:
     """One of PRESETS, or the network and the noise schedule of a folder such as a saved model, ours or stock."""
     if preset in PRESETS:
         return PRESETS[preset]
-    paths = (Path(preset) / "unet" / "config.json", Path(preset) / "scheduler" / "scheduler_config.json")
+    places = (Path(preset) / "unet" / "config.json", Path(preset) / "scheduler" / "scheduler_config.json")
+    paths = [path if path.parent.is_dir() else Path(preset, path.name) for path in places]  # google/ddpm-*: the root
     if not all(path.is_file() for path in paths):
         raise ValueError(
             f"preset={preset!r}: choose one of {', '.join(PRESETS)}, or a folder with unet/config.json and"
             " scheduler/scheduler_config.json."
         )
-    unet, scheduler = (
-        {name: value for name, value in json.loads(path.read_text()).items() if not name.startswith("_")}
-        for path in paths
-    )
+    try:
+        configs = [json.loads(path.read_text()).items() for path in paths]
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"preset={preset!r}: one of its configs is no JSON object ({error}).") from error
+    unet, scheduler = ({name: value for name, value in config if not name.startswith("_")} for config in configs)
+    if not isinstance(unet.get("sample_size"), int):
+        raise ValueError(f"preset={preset!r}: {paths[0]} must have the pixels of a side as its sample_size.")
     is_conditional = unet.pop("num_class_embeds", None) is not None
     return Preset(unet, scheduler, _STOCK_RECIPE, is_conditional)
 
@@ -325,7 +329,8 @@ class TrainConfig:
     def recipe(self) -> dict:
         """The options that made the model, for its card: not whether the run was resumed, nor where it was pushed."""
         left_out = ("resume", "push_to_hub", "hub_model_id", "hub_private_repo")
-        return {name: value for name, value in asdict(self).items() if name not in left_out}
+        options = {name: value for name, value in asdict(self).items() if name not in left_out}
+        return options | {"preset": self.preset if self.preset in PRESETS else "."}  # the saved model has the configs
 
     def save(self, path: str | Path) -> None:
         Path(path).write_text(yaml.safe_dump(asdict(self), sort_keys=False))

@@ -37,7 +37,8 @@ from .pipeline_ddpm_image import DDPMImagePipeline
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS = ("unet/*.safetensors", "unet/*.safetensors.index.json")
+WEIGHTS = ("unet/*.safetensors", "unet/*.safetensors.index.json", "diffusion_pytorch_model*.safetensors")
+ROOT_CONFIGS = ("config.json", "scheduler_config.json")  # google/ddpm-* has all in the root; read there, never written
 EXTRAS = ("README.md", "samples.png", "metrics.json", "training_config.yaml", "train_results.json")
 # The allow-list: whatever else lies in the folder (optimizer state, logs, keys) is never pushed.
 MODEL_FILES = (
@@ -199,7 +200,7 @@ def load(model, *, revision=None, token=None, local_files_only: bool = False) ->
 
 
 def _download(repo_id: str, **options) -> Path:
-    patterns = [name for name in MODEL_FILES if not name.endswith(".py")]
+    patterns = [name for name in (*MODEL_FILES, *ROOT_CONFIGS) if not name.endswith(".py")]
     try:
         return Path(snapshot_download(repo_id, allow_patterns=patterns, **options))
     except hub_errors.HFValidationError:
@@ -246,6 +247,8 @@ def push(folder, repo_id: str, *, private=False, revision=None, create_pr=False,
     if branch == STOCK:
         raise ValueError(f"revision={revision!r} is written by a push to main; choose another branch.")
     pipeline = load(folder)
+    if not (folder / "unet").is_dir():
+        raise ValueError(f"folder={str(folder)!r} has all in its root: `save` it to another folder and push that.")
     card = folder / "README.md"
     card = card.read_text() if card.exists() else str(write_card(pipeline, folder, folder.resolve().name))
     model = {name: folder / name for name in _saved_files(folder)} | {"README.md": card}
@@ -331,9 +334,7 @@ def _create_repo(api: HfApi, repo_id: str, repo_type: str, private: bool, **opti
     url = api.create_repo(repo_id, repo_type=repo_type, private=private or None, exist_ok=True, **options)
     repo: dict[str, Any] = {"repo_id": url.repo_id, "repo_type": repo_type}
     if private and not api.repo_info(**repo).private:
-        raise HubError(
-            "it exists and is public, and private was asked for. Make it private there or take another name."
-        )
+        raise HubError("it exists and is public, but was to be private. Make it private there or take another name.")
     return repo
 
 
@@ -385,13 +386,12 @@ def _reason(error: Exception) -> str:
         return "it has no such revision."
     if isinstance(error, hub_errors.RepositoryNotFoundError):
         return f"the Hub shows no such repo to this token. Check the name; for a private one {LOG_IN}"
-    if status == 401:
-        return f"the Hub got no token, or one that it does not know: {LOG_IN}"
-    if status == 403:
-        return "the token may not write there. Take one with the role 'write', and check the owner in the name."
-    if status == 412:
-        return "somebody else committed to it meanwhile."
-    return _first_line(error)
+    told = {
+        401: f"the Hub got no token, or one that it does not know: {LOG_IN}",
+        403: "the token may not write there. Take one with the role 'write', and check the owner in the name.",
+        412: "somebody else committed to it meanwhile.",
+    }
+    return told.get(status) or _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

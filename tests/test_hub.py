@@ -188,27 +188,58 @@ def test_no_such_model():
 
 
 def old_google_checkpoint(folder: Path) -> UNet2DModel:
-    """A repo as google/ddpm-cifar10-32 is: stock classes, and attention weights under their old names."""
+    """A repo as google/ddpm-cifar10-32 is: stock classes, all in the root, and attention weights under their old names."""
     torch.manual_seed(0)
     unet = UNet2DModel(**TINY)
     DDPMPipeline(unet, DDPMScheduler(20)).save_pretrained(folder)
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-    state = load_file(folder / WEIGHTS)
+    for part in ("unet", "scheduler"):
+        for path in (folder / part).iterdir():
+            path.rename(folder / path.name)
+        (folder / part).rmdir()
+    weights = folder / Path(WEIGHTS).name
+    state = load_file(weights)
     state = {re.sub("|".join(old), lambda match: old[match[0]], name): value for name, value in state.items()}
     assert any("proj_attn" in name for name in state)
-    save_file(state, folder / WEIGHTS)
+    save_file(state, weights)
+    torch.save(state, weights.with_suffix(".bin"))
     return unet.eval()
 
 
-def test_stock_repo_loads_as_ours(remote, tmp_path):
+@pytest.mark.parametrize("load", [hub.load, DDPMImagePipeline.from_pretrained])
+@pytest.mark.parametrize("place", ["folder", "hub"])
+def test_a_stock_repo_with_all_in_its_root_loads_as_ours(remote, tmp_path, load, place):
     unet = old_google_checkpoint(tmp_path)
+    HfApi().create_repo("alice/ddpm-cifar10-32")
+    HfApi().upload_folder(repo_id="alice/ddpm-cifar10-32", folder_path=tmp_path)
+    pipe = load({"folder": tmp_path, "hub": "alice/ddpm-cifar10-32"}[place])
+    assert type(pipe.unet) is DDPMUNet2DModel and type(pipe.scheduler) is DDPMNoiseScheduler
+    assert len(pipe.scheduler) == 20
+    x = torch.randn(2, 1, 8, 8)
+    assert (pipe.unet(x, 7).sample - unet(x, 7).sample).abs().max() < 1e-5
+    name = Path(WEIGHTS).name
+    (tmp_path / name).unlink()
+    HfApi().delete_file(name, repo_id="alice/ddpm-cifar10-32")
+    with pytest.raises((ValueError, OSError), match="safetensors") as refusal:
+        load({"folder": tmp_path, "hub": "alice/ddpm-cifar10-32"}[place])
+    assert load is not hub.load or "can run any code" in str(refusal.value)
+
+
+def test_a_save_takes_the_place_of_a_model_in_the_root(tmp_path):
+    """diffusers' U-Nets prefer weights in the root to those in unet/: the old ones would be loaded."""
+    old_google_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match="all in its root"):
+        hub.push(tmp_path, "alice/tiny")
+    new = tiny_pipeline(seed=1)
+    hub.save(new, tmp_path)
+    for load in (hub.load, DDPMImagePipeline.from_pretrained):
+        assert torch.equal(load(tmp_path).unet.conv_in.weight, new.unet.conv_in.weight)
+    assert (tmp_path / "config.json").exists()  # a name that others use as well
+
+
+def test_a_repo_of_another_pipeline_is_refused(remote):
     api = HfApi()
     api.create_repo("alice/ddpm-cifar10-32")
-    api.upload_folder(repo_id="alice/ddpm-cifar10-32", folder_path=tmp_path)
-    for pipe in (hub.load("alice/ddpm-cifar10-32"), DDPMImagePipeline.from_pretrained("alice/ddpm-cifar10-32")):
-        assert type(pipe.unet) is DDPMUNet2DModel and type(pipe.scheduler) is DDPMNoiseScheduler
-        x = torch.randn(2, 1, 8, 8)
-        assert (pipe.unet(x, 7).sample - unet(x, 7).sample).abs().max() < 1e-5
     with pytest.raises(ValueError, match="names no U-Net of a DDPM"):
         api.upload_file(
             repo_id="alice/ddpm-cifar10-32",

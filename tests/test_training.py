@@ -380,7 +380,7 @@ def test_averages_of_other_lengths_become_models(tmp_path, monkeypatch, torch_co
     assert again.ema_sigma_rels == [0.05, 0.1]
 
 
-def test_the_configs_of_a_stock_model_are_a_preset(tmp_path):
+def test_the_configs_of_a_stock_model_are_a_preset(tmp_path, monkeypatch):
     model, options = tmp_path / "model", TINY_UNET | {"sample_size": 28, "num_class_embeds": 3}
     UNet2DModel(**options).save_config(model / "unet")
     DDIMScheduler(num_train_timesteps=20, prediction_type="v_prediction").save_config(model / "scheduler")
@@ -392,8 +392,37 @@ def test_the_configs_of_a_stock_model_are_a_preset(tmp_path):
     assert changed == {"_class_name", "out_channels", "num_class_embeds"}
     assert (ours["out_channels"], ours["num_class_embeds"]) == (2, 11)  # a learned variance; the data has 10 classes
     assert (len(pipe.scheduler), pipe.scheduler.config.prediction_type) == (20, "v_prediction")
-    saved = yaml.safe_load((tmp_path / "run" / "training_config.yaml").read_text())
-    assert saved["preset"] == "model"  # published without the folders of this machine
+    monkeypatch.chdir(tmp_path / "run")  # the command on the card, in a clone of the model's repo
+    again = parse_args(["training_config.yaml"])
+    assert again.preset == "." and again.parts()[0]["out_channels"] == 2
+    assert "accelerate launch ../ddpm_hf/scripts/train.py training_config.yaml" in Path("README.md").read_text()
+
+
+def test_a_preset_may_have_all_in_its_root(tmp_path):
+    """The layout of google/ddpm-*."""
+    UNet2DModel(**TINY_UNET).save_config(tmp_path)
+    DDIMScheduler(num_train_timesteps=20).save_config(tmp_path)
+    unet, scheduler = TrainConfig(str(tmp_path)).parts()
+    assert unet["sample_size"] == TINY_UNET["sample_size"] and scheduler["num_train_timesteps"] == 20
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("{", "one of its configs is no JSON object"),
+        ("[]", "one of its configs is no JSON object"),
+        ("{}", "must have the pixels of a side as its sample_size"),
+        ('{"sample_size": null}', "must have the pixels of a side as its sample_size"),
+    ],
+)
+def test_the_configs_of_no_unet_are_refused(tmp_path, capsys, config, message):
+    DDIMScheduler().save_config(tmp_path / "scheduler")
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text(config)
+    with pytest.raises(SystemExit):
+        parse_args(["--preset", str(tmp_path)])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"preset='{tmp_path}'" in error and message in error
 
 
 @pytest.mark.parametrize("name", list(config_module.PRESETS))

@@ -11,7 +11,7 @@ import json
 import platform
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +233,11 @@ class DDPMImagePipeline(DiffusionPipeline):
             options = hub_options
             if issubclass(part_class, ModelMixin):  # safetensors only: unpickling a .bin can run any code
                 options = {"use_safetensors": True, "disable_mmap": True, **kwargs}
-            parts[name] = part_class.from_pretrained(pretrained_model_name_or_path, subfolder=name, **options)
+            subfolder = None  # all in the root, as in google/ddpm-*
+            with suppress(OSError):
+                part_class.load_config(pretrained_model_name_or_path, subfolder=name, **hub_options)
+                subfolder = name
+            parts[name] = part_class.from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **options)
         pipeline = cls(**parts, id2label=index.get("id2label"))
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipeline
