@@ -16,11 +16,11 @@ class BuildWithModelCard(build_py):
             shutil.copyfile("model_card.md", Path(self.build_lib) / "ddpm_hf" / "model_card.md")
 
 
-TRAIN = ["accelerate>=1.0", "datasets>=3.0", "transformers>=4.50", "tensorboard", "tqdm"]
-EVAL = ["accelerate>=1.0", "datasets>=3.0", "transformers>=4.50", "torchmetrics>=1.6", "matplotlib", "tqdm"]
-APP = ["gradio>=5.0"]
+TRAIN = ["datasets>=3.0", "tensorboard", "tqdm"]
+EVAL = ["datasets>=3.0", "torchmetrics>=1.6", "matplotlib", "tqdm"]
+APP = ["gradio>=6.0"]
 BENCH = [*TRAIN, "matplotlib", "denoising-diffusion-pytorch", "torchvision"]  # which wants the torch it was built for
-NOTEBOOK = ["accelerate>=1.0", "datasets>=3.0", "matplotlib", "nbclient", "ipykernel"]
+NOTEBOOK = ["datasets>=3.0", "matplotlib", "nbclient", "ipykernel"]
 
 setup(
     name="ddpm_hf",

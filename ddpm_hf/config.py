@@ -179,11 +179,12 @@ _DEFAULTS = dict(  # of the options that a preset may set
     dataset="zalando-datasets/fashion_mnist",
     lr_scheduler="cosine",
     random_flip=False,
+    snr_gamma=0.0,
     adam_beta2=0.99,
     weight_decay=0.01,
 )
 
-LR_SCHEDULERS = ("cosine", "linear", "constant_with_warmup", "constant", "polynomial", "cosine_with_restarts")
+LR_SCHEDULERS = ("cosine", "linear", "constant_with_warmup", "polynomial", "cosine_with_restarts")
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 VARIANCE_TYPES = ("fixed_small", "fixed_large", "learned_range")
 MAX_SIGMA_REL = 0.288  # of a power-function average: the plain mean's width
@@ -236,7 +237,7 @@ class TrainConfig:
         },
     )
     snr_gamma: float | None = _option(
-        None, "Min-SNR weighting of the loss (arXiv:2303.09556), e.g. 5; the preset's, or none."
+        None, "Min-SNR weighting of the loss (arXiv:2303.09556), e.g. 5; 0 is the plain loss."
     )
     label_dropout: float = _option(0.1, "How often a label is replaced by the null label, for guidance.")
     random_flip: bool | None = _option(None, "Flip images horizontally, half of the time.")
@@ -279,6 +280,8 @@ class TrainConfig:
         for name in ("ema_decay", "label_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1).")
+        if self.snr_gamma < 0:
+            raise ValueError(f"snr_gamma={self.snr_gamma} must be at least 0.")
         if self.learning_rate <= 0 or self.max_grad_norm <= 0:
             raise ValueError(
                 f"learning_rate={self.learning_rate} and max_grad_norm={self.max_grad_norm} must be above 0."

@@ -17,10 +17,10 @@ def use_all_cores(state) -> None:
 
 
 def default_precision() -> str:
-    """The launcher's mixed_precision, or else bf16; but "no" in place of bf16 on a CPU that would have to convert."""
+    """The launcher's mixed_precision, or else bf16; but "no" in place of bf16 on hardware that would have to convert."""
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16")
-    converts = not torch.accelerator.is_available() and not has_bfloat16(torch.device("cpu"))
-    return "no" if asked == "bf16" and converts else asked
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    return "no" if asked == "bf16" and not has_bfloat16(device) else asked
 
 
 def describe_hardware(state) -> str:

@@ -56,7 +56,7 @@ def training_losses(
     t: torch.Tensor,
     noise: torch.Tensor,
     class_labels: torch.Tensor | None = None,
-    snr_gamma: float | None = None,
+    snr_gamma: float = 0.0,
     bound_term: Callable[..., torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """The loss of each sample, float32 (B,): Eq. 14 for what the scheduler's `prediction_type` asks of the model.
@@ -64,7 +64,7 @@ def training_losses(
     Args:
         model: called as model(x_t, t[, class_labels], return_dict=False)[0] -> (B, C, H, W), or (B, 2C, H, W) with a learned variance.
         x_0: float32 (B, C, H, W) in [-1, 1]. t: int64 (B,). noise: like x_0. class_labels: int64 (B,) or None.
-        snr_gamma: weigh by min(SNR, gamma), as a weight on the loss in x_0 (arXiv:2303.09556); None is the plain loss.
+        snr_gamma: weigh by min(SNR, gamma), as a weight on the loss in x_0 (arXiv:2303.09556); 0 is the plain loss.
         bound_term: `likelihood.bound_term`, which makes the loss of a learned variance L_hybrid; without it the loss is L_simple.
     """
     x_t = scheduler.add_noise(x_0, noise, t)  # Eq. 4
@@ -72,7 +72,7 @@ def training_losses(
     output = model(x_t, t, *labels, return_dict=False)[0].float()
     prediction, *variance = output.split(x_0.shape[1], dim=1)
     losses = (prediction - scheduler.get_target(x_0, noise, t)).square().mean(dim=(1, 2, 3))
-    if snr_gamma is not None:
+    if snr_gamma:
         losses = losses * _min_snr_weight(scheduler, t, snr_gamma)
     if variance and bound_term is not None:
         frozen = torch.cat([prediction.detach(), *variance], dim=1)

@@ -293,13 +293,13 @@ class Trainer:
             checkpoints.commit(self.folder, self.step, limit, **facts)
         accelerator.wait_for_everyone()
 
-    def _save_model(self, folder: Path, **extras) -> None:
+    def _save_model(self, folder: Path, figures: dict[str, float] | None = None, **extras) -> None:
         pipeline = self.pipeline()  # all ranks together: they may share its weights out
         if not self.accelerator.is_main_process:
             return
         seconds, samples = time.perf_counter() - self.began, self.step * self.total_batch_size
         results: dict = {"train_runtime": round(seconds, 1), "train_steps": self.step, "train_samples": samples}
-        results["hardware"] = describe_hardware(self.accelerator)
+        results |= {"hardware": describe_hardware(self.accelerator)} | (figures or {})
         hub.save(pipeline, folder, train_config=self.config.recipe(), train_results=results, **extras)
 
     def _load_checkpoint(self, checkpoint: Path) -> tuple[int, float]:
@@ -333,7 +333,7 @@ class Trainer:
         """Leave the saved model in the run's folder, and push it where that was asked for."""
         config = self.config
         figures, grid = self.validate()
-        self._save_model(self.folder, samples=grid)
+        self._save_model(self.folder, figures, samples=grid)
         if self.accelerator.is_main_process:
             held_out = f", held-out loss {figures['validation_loss']:.4f}" if figures else ""
             self._say(f"Saved {self.folder} after {self.step} steps{held_out}. Look at {self.folder / 'samples.png'}.")

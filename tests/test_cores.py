@@ -27,14 +27,17 @@ def test_ranks_share_the_cores(monkeypatch, device, num_ranks, threads):
         (None, True, False, "bf16"),
         (None, False, False, "no"),
         ("bf16", False, False, "no"),
-        ("bf16", False, True, "bf16"),
+        ("bf16", True, True, "bf16"),
+        ("bf16", False, True, "no"),  # a T4 emulates it
         ("fp16", False, False, "fp16"),
         ("no", True, False, "no"),
     ],
 )
 def test_bfloat16_is_the_default_where_it_is_fast(monkeypatch, asked, native, gpu, expected):
-    monkeypatch.setattr("ddpm_hf.cores.has_bfloat16", lambda device: native)
+    kind = "cuda" if gpu else "cpu"
+    monkeypatch.setattr("ddpm_hf.cores.has_bfloat16", lambda device: native and device.type == kind)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     if asked:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)

@@ -321,6 +321,7 @@ def test_configs_from_the_command_line_and_yaml(tmp_path, capsys):
         (["--train_batch_size", "0"], "train_batch_size=0"),
         (["--lr_scheduler", "cosin"], "lr_scheduler='cosin': choose one of cosine"),
         (["--lr_warmup_steps", "20", "--max_train_steps", "10"], "at most max_train_steps=10"),
+        (["--snr_gamma", "-5"], "snr_gamma=-5.0 must be at least 0"),
         (["--ema_sigma_rels", "0.1", "0.3"], "ema_sigma_rels=[0.1, 0.3] must be a list of numbers above 0"),
         (["missing.yaml"], "missing.yaml"),
         (["--prediction_type", "score"], "prediction_type='score': choose one of epsilon, sample"),
