@@ -32,7 +32,7 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors import SafetensorError
 from tenacity import Retrying, before_sleep_log, retry_if_exception, stop_after_attempt, wait_exponential
 
-from .model_card import name_model, write_card
+from .model_card import name_model, renew_card, write_card
 from .pipeline_ddpm_image import DDPMImagePipeline
 
 logger = logging.getLogger(__name__)
@@ -50,9 +50,7 @@ STOCK = "stock"
 MESSAGE = "Upload DDPM image pipeline"
 DIRECTORIES = re.compile(r"(?<![^\s='\"])/(?:[^/\s'\"]+/)*")  # of a path on this machine, in a command
 NAMED_MODEL = re.compile(r'(\b(?:from_pretrained|snapshot_download|load)\()"[^"]*"')  # in the examples of a card
-NO_PICKLES = (
-    "Weights are read from .safetensors only; a .bin or .pt is refused, because unpickling it can run any code."
-)
+NO_PICKLES = "Weights are read from .safetensors only; a .bin or .pt is refused: unpickling it can run any code."
 LOG_IN = "pass token=, set HF_TOKEN or run `hf auth login`."
 
 
@@ -68,7 +66,8 @@ def save(pipeline, folder, *, samples=None, metrics=None, train_config=None, tra
 
     A saved model that is already in `folder` stays whole until the next one is complete and on the disk; files that are
     not a saved model's (checkpoints/, logs/) are left alone. What is not given is kept from the earlier save of the same
-    weights (in `folder`, or where `pipeline` was loaded from), so that saving what was loaded changes nothing.
+    weights (in `folder`, or where `pipeline` was loaded from), so that saving what was loaded changes nothing. An edited
+    card stays as it is but for the sections Training and Evaluation, where something new is given for them.
 
     Args:
         pipeline: a `DDPMImagePipeline`.
@@ -86,16 +85,20 @@ def save(pipeline, folder, *, samples=None, metrics=None, train_config=None, tra
     shutil.rmtree(staging, ignore_errors=True)  # what a killed save left
     pipeline.save_pretrained(staging)
     _keep_extras(staging, [folder, Path(pipeline.config.get("_name_or_path") or folder)])
+    readme, unedited = staging / "README.md", write_card(pipeline, staging, folder.resolve().name)
     if samples is not None:
         samples.save(staging / "samples.png")
-    for name, figures in {"metrics.json": metrics, "train_results.json": train_results}.items():
-        if figures is not None:
-            (staging / name).write_text(json.dumps(_public(figures), indent=2) + "\n")
-    if train_config is not None:
-        (staging / "training_config.yaml").write_text(yaml.safe_dump(_public(train_config), sort_keys=False))
-    given = any(extra is not None for extra in (samples, metrics, train_config, train_results))
-    if given or not (staging / "README.md").exists():
-        write_card(pipeline, staging, folder.resolve().name).save(staging / "README.md")
+    given = {"metrics.json": metrics, "train_results.json": train_results, "training_config.yaml": train_config}
+    given = {name: _public(figures) for name, figures in given.items() if figures is not None}
+    for name, figures in given.items():
+        is_json = name.endswith(".json")
+        text = json.dumps(figures, indent=2) + "\n" if is_json else yaml.safe_dump(figures, sort_keys=False)
+        (staging / name).write_text(text)
+    card = write_card(pipeline, staging, folder.resolve().name)
+    if not readme.exists() or readme.read_text() == str(unedited):
+        card.save(readme)
+    elif given:
+        readme.write_text(renew_card(readme, card, given))
     stale = set(_saved_files(folder)) - set(_saved_files(staging))
     (staging / ".stale").write_text("\n".join(sorted(stale)))
     _sync(staging)
@@ -119,7 +122,7 @@ def _finish_save(folder: Path) -> None:
 
 
 def _saved_files(folder: Path, allowed=MODEL_FILES) -> list[str]:
-    """The files of a saved model in a folder, as paths in a repo."""
+    """The files of a saved model, or of what is allowed, in a folder, as paths in a repo."""
     paths = (path for part in (".", "unet", "scheduler") for path in (folder / part).glob("*") if path.is_file())
     return sorted(filter_repo_objects((p.relative_to(folder).as_posix() for p in paths), allow_patterns=list(allowed)))
 
@@ -273,9 +276,7 @@ def push_space(folder, repo_id: str, model_id: str, *, private: bool = False, to
     Arguments and errors as in `push`; only an app's own files go up: code, style, pictures, requirements.txt, README.md.
     """
     folder = Path(folder)
-    names = (path.name for path in folder.glob("*") if path.is_file())
-    allowed = filter_repo_objects(names, allow_patterns=list(SPACE_FILES))
-    files: dict[str, Path | str] = {name: folder / name for name in sorted(allowed)}
+    files: dict[str, Path | str] = {name: folder / name for name in _saved_files(folder, SPACE_FILES)}
     if "app.py" not in files:
         raise ValueError(f"folder={str(folder)!r} is no Space: it has no app.py.")
     if "README.md" in files:

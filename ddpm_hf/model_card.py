@@ -5,12 +5,18 @@
 same name under "floors" and "spreads" stand beside them, the rest says how they were measured. A dict without "metrics" is
 taken to be results only. What training took comes from train_results.json: {"train_runtime": seconds, "train_steps": 6000,
 "train_samples": 96000, "hardware": "2 CPU cores", ...}.
+
+It names no license: that is for the model's owner to choose, in view of the data's terms, and to put on the card, where it stays.
 """
 
 import json
+import logging
 import math
 import platform
+import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -19,8 +25,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, SpaceCard
 
 from . import __version__
 
+logger = logging.getLogger(__name__)
+
 TASK = "unconditional-image-generation"
 CLASSIFIER_METRICS = ("fid", "kid", "precision", "recall")
+SECTIONS = {"training_config.yaml": "Training", "train_results.json": "Training", "metrics.json": "Evaluation"}
 
 
 def write_card(pipeline, folder: Path, name: str, *, stock: bool = False) -> ModelCard:
@@ -42,7 +51,6 @@ def write_card(pipeline, folder: Path, name: str, *, stock: bool = False) -> Mod
         for metric, value in figures.items()
     ]
     data = ModelCardData(
-        license="apache-2.0",
         library_name="diffusers",
         pipeline_tag=TASK,
         tags=["ddpm", "diffusion", "pytorch", TASK],
@@ -75,6 +83,29 @@ def write_card(pipeline, folder: Path, name: str, *, stock: bool = False) -> Mod
         has_samples=(folder / "samples.png").exists(),
         versions=_versions(),
     )
+
+
+def renew_card(path: Path, card: Any, files: Iterable[str]) -> str:
+    """The text of an edited card, with what `card` says of these files in its place: the sections that tell of them, each up to the
+    next heading, and for metrics.json the results in the metadata. All else is as its owner wrote it."""
+    try:
+        edited: Any = ModelCard.load(path)
+    except (ValueError, yaml.YAMLError) as error:
+        logger.warning(f"The metadata of {path.name} cannot be read, and it stays as it is: {error}")
+        return path.read_text()
+    for section in {SECTIONS[name] for name in files}:
+        if there := _section(edited.text, section):
+            edited.text = edited.text.replace(there, _section(card.text, section))
+    if "metrics.json" in files:
+        edited.data.model_name = edited.data.model_name or card.data.model_name
+        edited.data.eval_results = card.data.eval_results
+    return str(edited)
+
+
+def _section(text: str, name: str) -> str:
+    """From its heading to the next one; "" where there is none."""
+    found = re.search(rf"^## {name}\s*\n.*?(?=^#+ |\Z)", text, re.DOTALL | re.MULTILINE)
+    return found[0] if found else ""
 
 
 def name_model(path: Path, model_id: str) -> str:

@@ -2,8 +2,9 @@
 
 import re
 
-from hub_fixtures import METRICS, tiny_pipeline
+from hub_fixtures import METRICS, TRAIN_CONFIG, TRAIN_RESULTS, tiny_pipeline
 from huggingface_hub import ModelCard, snapshot_download
+from PIL import Image
 
 from ddpm_hf import hub
 
@@ -13,7 +14,7 @@ def test_card_says_what_metrics_json_says(remote, saved):
     card = ModelCard.load("alice/tiny")
     card.validate()
     told = card.data.to_dict()
-    assert told["license"] == "apache-2.0" and told["library_name"] == "diffusers" and "ddpm" in told["tags"]
+    assert "license" not in told and told["library_name"] == "diffusers" and "ddpm" in told["tags"]
     assert told["pipeline_tag"] == "unconditional-image-generation"
     assert told["datasets"] == ["zalando-datasets/fashion_mnist"]
     assert {result.metric_type: result.metric_value for result in card.data.eval_results} == {
@@ -37,6 +38,50 @@ def test_card_without_anything_measured(tmp_path):
     text = (hub.save(tiny_pipeline(), tmp_path) / "README.md").read_text()
     assert "model-index" not in text and "Not measured yet" in text and "samples.png" not in text
     assert "was not recorded" in text and "minutes" not in text
+
+
+def test_an_edited_card_keeps_its_owners_words(saved):
+    """License, tags and paragraphs stay where new figures come, under any heading but that of the figures."""
+    edited = ModelCard.load(saved / "README.md")
+    edited.data.license, edited.data.tags = "cc-by-4.0", ["garments"]
+    edited.text = (
+        edited.text.replace("## Intended use and limits", "## Thanks\n\nTo \\1 my mother.\n\n## Uses") + "\nEnd.\n"
+    )
+    edited.text = edited.text.replace("## Citation", "### By eye\n\nVery good.\n\n## Citation")
+    edited.save(saved / "README.md")
+    before = (saved / "README.md").read_text()
+    hub.save(hub.load(saved), saved)
+    assert (saved / "README.md").read_text() == before
+    for metrics in ({"fid": 1.25}, {"fid": 1.25}, METRICS):
+        hub.save(hub.load(saved), saved, metrics=metrics)
+        card = ModelCard.load(saved / "README.md")
+        assert [result.metric_value for result in card.data.eval_results] == (
+            [3.5, 2.75] if metrics is METRICS else [1.25]
+        )
+        assert ("| fid | 1.25 |" in card.text) is (metrics is not METRICS)
+    assert (saved / "README.md").read_text() == before
+    hub.save(hub.load(saved), saved, train_results=TRAIN_RESULTS | {"hardware": "an abacus"})
+    assert (saved / "README.md").read_text() == before.replace("4 CPU cores", "an abacus")
+
+
+def test_a_card_of_the_owners_own_gets_the_results_only(saved):
+    (saved / "README.md").write_text("# Mine\n")
+    hub.save(hub.load(saved), saved, metrics={"fid": 1.25})
+    card = ModelCard.load(saved / "README.md")
+    assert card.text == "# Mine\n" and card.data.eval_results[0].metric_value == 1.25
+    (saved / "README.md").write_text("---\nlicense: a: b\n---\n# Mine\n")  # no YAML: nothing measured is lost for it
+    hub.save(hub.load(saved), saved, metrics={"fid": 1.5})
+    assert "1.5" in (saved / "metrics.json").read_text()
+    assert (saved / "README.md").read_text() == "---\nlicense: a: b\n---\n# Mine\n"
+
+
+def test_an_unedited_card_shows_what_comes_later(tmp_path):
+    hub.save(tiny_pipeline(), tmp_path)
+    hub.save(hub.load(tmp_path), tmp_path, samples=Image.new("L", (8, 8)), train_config=TRAIN_CONFIG)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert "![A grid of samples](samples.png)" in card.text and card.data.datasets == [
+        "zalando-datasets/fashion_mnist"
+    ]
 
 
 def test_code_on_the_card_runs(remote, saved):
