@@ -156,6 +156,16 @@ def test_the_default_is_25_ddim_steps(T):
     assert torch.equal(image, named) and not torch.equal(image, ancestral)
 
 
+@pytest.mark.parametrize("steps", [None, 4])
+def test_eta_is_refused_where_the_step_takes_none(steps):
+    """Ancestral samples are not what eta=0 asks for. The fast default asks for nothing, and takes the scheduler's rule."""
+    pipe = make_pipeline(scheduler=DDPMScheduler())
+    assert len(pipe(num_inference_steps=steps).images) == 1
+    pipe.unet.forward = None
+    with pytest.raises(ValueError, match="eta=0.0: DDPMScheduler takes none"):
+        pipe(num_inference_steps=steps, eta=0.0)
+
+
 def test_ddim_depends_on_the_latents_alone():
     pipe = make_pipeline()
     latents = torch.randn(2, 1, 8, 8, generator=seeds(0)[0])

@@ -87,16 +87,15 @@ class DDPMImagePipeline(DiffusionPipeline):
         Args:
             batch_size: number of images; a list of class_labels gives it as well.
             generator: one for the whole batch, or a list with one for each image, whose picture then depends on its own generator only.
-            num_inference_steps: None is the fast default, 25 DDIM steps; a number alone is ancestral sampling as in the paper.
+            num_inference_steps: None is the fast default, 25 steps, of DDIM where the scheduler takes eta; a number alone is the scheduler's rule.
             output_type: "pil", "np" (B, H, W, C) or "pt" (B, C, H, W), both float32 in [0, 1].
             class_labels: a label or name for all images, or one for each; None is unconditional.
             guidance_scale: 1 is plain conditional sampling, more is more typical of the class.
             guidance_rescale: 0 to 1, how much of the guided output's deviation is put back to the unguided one's (arXiv:2305.08891, Section 3.4).
-            eta: None is the scheduler's own rule; 0 is DDIM, 1 DDPM.
+            eta: None is the scheduler's own rule (ours is ancestral, as in the paper); 0 is DDIM, 1 DDPM, for schedulers whose step takes it.
             latents: the initial noise x_T, (B, C, H, W), instead of a draw.
             autocast: run the U-Net in bfloat16; None: only in the fast default, where the hardware has bfloat16. False is the reference.
-            callback_on_step_end: called as f(pipe, step_index, t, tensors) after each step; a dict with "latents" that it returns replaces them.
-                It stops the loop by setting `pipe._interrupt = True`.
+            callback_on_step_end: called as f(pipe, step_index, t, tensors) after each step; a dict with "latents" that it returns replaces them. `pipe._interrupt = True` stops the loop.
         """
         labels = self._labels(class_labels)
         batch_size = self._batch_size(batch_size, labels, generator, latents)
@@ -106,6 +105,8 @@ class DDPMImagePipeline(DiffusionPipeline):
         for name, value in {"eta": eta, "guidance_rescale": guidance_rescale}.items():
             if not 0 <= (value or 0) <= 1:
                 raise ValueError(f"{name}={value} must be from 0 to 1.")
+        if eta is not None and "eta" not in inspect.signature(self.scheduler.step).parameters:
+            raise ValueError(f"eta={eta}: {type(self.scheduler).__name__} takes none; None is its own rule.")
         if unknown := set(callback_on_step_end_tensor_inputs) - set(known := self._callback_tensor_inputs):
             raise ValueError(f"callback_on_step_end_tensor_inputs has {sorted(unknown)}: choose from {known}.")
         device = self._execution_device
@@ -230,14 +231,13 @@ class DDPMImagePipeline(DiffusionPipeline):
         index = cls.load_config(pretrained_model_name_or_path, **hub_options)
         for name in [name for name, part in parts.items() if part is None]:
             part_class = cls.component_classes.get(index[name][1]) or getattr(diffusers, index[name][1])
-            options = hub_options
+            options = dict(hub_options)
             if issubclass(part_class, ModelMixin):  # safetensors only: unpickling a .bin can run any code
                 options = {"use_safetensors": True, "disable_mmap": True, **kwargs}
-            subfolder = None  # all in the root, as in google/ddpm-*
-            with suppress(OSError):
+            with suppress(OSError):  # else all lies in the root, as in google/ddpm-*
                 part_class.load_config(pretrained_model_name_or_path, subfolder=name, **hub_options)
-                subfolder = name
-            parts[name] = part_class.from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **options)
+                options["subfolder"] = name
+            parts[name] = part_class.from_pretrained(pretrained_model_name_or_path, **options)
         pipeline = cls(**parts, id2label=index.get("id2label"))
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipeline
