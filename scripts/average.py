@@ -7,12 +7,13 @@ sigma_rel is the width of the average as a part of the run up to the step. MODEL
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import yaml
 
 from ddpm_hf import checkpoints, ema, hub
+
+RUN = ("train_runtime", "train_steps", "train_samples", "hardware")  # what else is told is of the run's own weights
 
 
 def main() -> None:
@@ -22,16 +23,19 @@ def main() -> None:
     parser.add_argument("--step", type=int, help="where the average ends (default: the last snapshot)")
     parser.add_argument("--output_dir", required=True, help="folder of the new model")
     args = parser.parse_args()
+    if Path(args.output_dir).resolve() == args.run.resolve():
+        parser.error(f"--output_dir {args.output_dir} is the run's own model, which stays: name another folder")
     try:
         weights = ema.reconstruct(args.run, args.sigma_rel, args.step)
         saved = args.run if (args.run / "model_index.json").exists() else checkpoints.newest(args.run)
         pipeline = hub.load(saved)
         pipeline.unet.load_state_dict(weights)
-        config = yaml.safe_load((args.run / "run.yaml").read_text())
-        results = json.loads((saved / "train_results.json").read_text()) | {"sigma_rel": args.sigma_rel}
+        config = yaml.safe_load((saved / "training_config.yaml").read_text())
+        results = json.loads((saved / "train_results.json").read_text())
+        results = {name: results[name] for name in RUN} | {"sigma_rel": args.sigma_rel, "step": args.step}
         print(f"Saved {hub.save(pipeline, args.output_dir, train_config=config, train_results=results)}.")
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        parser.exit(2, f"error: {error}\n")
 
 
 if __name__ == "__main__":

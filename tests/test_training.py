@@ -367,9 +367,8 @@ def test_averages_of_other_lengths_become_models(tmp_path, monkeypatch, torch_co
     train(tiny(tmp_path, **options, max_train_steps=3))
     folder = train(tiny(tmp_path, **options, resume=True))
     assert len(list((folder / "averages").iterdir())) == 2 * 6
-    monkeypatch.setattr(
-        sys, "argv", ["average.py", str(folder), "--sigma_rel", "0.1", "--output_dir", str(tmp_path / "other")]
-    )
+    command = ["average.py", str(folder), "--sigma_rel", "0.1", "--output_dir"]
+    monkeypatch.setattr(sys, "argv", [*command, str(tmp_path / "other")])
     average.main()
     found, whole = hub.load(tmp_path / "other").unet.state_dict(), hub.load(folder).unet.state_dict()
     snapshot = load_file(folder / "averages" / "step-6-sigma_rel-0.1.safetensors")
@@ -379,6 +378,20 @@ def test_averages_of_other_lengths_become_models(tmp_path, monkeypatch, torch_co
     assert "of width 0.1" in (tmp_path / "other" / "README.md").read_text()
     again = parse_args([str(tmp_path / "other" / "training_config.yaml")])  # the command on the card
     assert again.ema_sigma_rels == [0.05, 0.1]
+    for name in ("resume", "push_to_hub", "hub_model_id"):
+        assert name not in (tmp_path / "other" / "README.md").read_text()
+    assert "validation_loss" not in (tmp_path / "other" / "train_results.json").read_text()  # of other weights
+    monkeypatch.setattr(sys, "argv", [*command, str(tmp_path / "earlier"), "--step", "3"])
+    average.main()
+    card = (tmp_path / "earlier" / "README.md").read_text()
+    assert (
+        "in\n6 steps" in card and "of width 0.1 up to step 3\n" in card
+    )  # what the run took, and where the average ends
+    monkeypatch.setattr(sys, "argv", [*command, f"{folder}/"])
+    with pytest.raises(SystemExit):
+        average.main()
+    assert hub.load(folder).unet.state_dict().keys() == whole.keys()
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in hub.load(folder).unet.state_dict().items())
 
 
 def test_the_configs_of_a_stock_model_are_a_preset(tmp_path, monkeypatch):
