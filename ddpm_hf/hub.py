@@ -32,7 +32,7 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors import SafetensorError
 from tenacity import Retrying, before_sleep_log, retry_if_exception, stop_after_attempt, wait_exponential
 
-from .model_card import name_model, renew_card, write_card
+from .model_card import is_edited, name_model, renew_card, write_card
 from .pipeline_ddpm_image import DDPMImagePipeline
 
 logger = logging.getLogger(__name__)
@@ -85,20 +85,20 @@ def save(pipeline, folder, *, samples=None, metrics=None, train_config=None, tra
     shutil.rmtree(staging, ignore_errors=True)  # what a killed save left
     pipeline.save_pretrained(staging)
     _keep_extras(staging, [folder, Path(pipeline.config.get("_name_or_path") or folder)])
-    readme, unedited = staging / "README.md", write_card(pipeline, staging, folder.resolve().name)
+    readme = staging / "README.md"
+    edited = readme.exists() and is_edited(readme, pipeline)
     if samples is not None:
         samples.save(staging / "samples.png")
     given = {"metrics.json": metrics, "train_results.json": train_results, "training_config.yaml": train_config}
     given = {name: _public(figures) for name, figures in given.items() if figures is not None}
     for name, figures in given.items():
-        is_json = name.endswith(".json")
-        text = json.dumps(figures, indent=2) + "\n" if is_json else yaml.safe_dump(figures, sort_keys=False)
+        text = json.dumps(figures, indent=2) + "\n" if ".json" in name else yaml.safe_dump(figures, sort_keys=False)
         (staging / name).write_text(text)
     card = write_card(pipeline, staging, folder.resolve().name)
-    if not readme.exists() or readme.read_text() == str(unedited):
-        card.save(readme)
-    elif given:
+    if edited and given:
         readme.write_text(renew_card(readme, card, given))
+    elif not edited and (given or samples is not None or not readme.exists()):
+        card.save(readme)
     stale = set(_saved_files(folder)) - set(_saved_files(staging))
     (staging / ".stale").write_text("\n".join(sorted(stale)))
     _sync(staging)

@@ -85,6 +85,13 @@ def write_card(pipeline, folder: Path, name: str, *, stock: bool = False) -> Mod
     )
 
 
+def is_edited(path: Path, pipeline) -> bool:
+    """Whether the card of a saved model says anything else than `write_card` does here of what lies beside it."""
+    text = path.read_text()
+    name = re.search(r"^# (.+)$", text, re.MULTILINE)
+    return name is None or text != str(write_card(pipeline, path.parent, name[1]))
+
+
 def renew_card(path: Path, card: Any, files: Iterable[str]) -> str:
     """The text of an edited card, with what `card` says of these files in its place: the sections that tell of them, each up to the
     next heading, and for metrics.json the results in the metadata. All else is as its owner wrote it."""

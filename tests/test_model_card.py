@@ -76,9 +76,10 @@ def test_a_card_of_the_owners_own_gets_the_results_only(saved):
 
 
 def test_an_unedited_card_shows_what_comes_later(tmp_path):
-    hub.save(tiny_pipeline(), tmp_path)
-    hub.save(hub.load(tmp_path), tmp_path, samples=Image.new("L", (8, 8)), train_config=TRAIN_CONFIG)
-    card = ModelCard.load(tmp_path / "README.md")
+    hub.save(tiny_pipeline(), tmp_path / "a")
+    hub.save(hub.load(tmp_path / "a"), tmp_path / "b", samples=Image.new("L", (8, 8)), train_config=TRAIN_CONFIG)
+    card = ModelCard.load(tmp_path / "b" / "README.md")
+    assert "# b\n" in card.text
     assert "![A grid of samples](samples.png)" in card.text and card.data.datasets == [
         "zalando-datasets/fashion_mnist"
     ]
