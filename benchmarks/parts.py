@@ -166,25 +166,27 @@ def unet(options) -> list[dict]:
             row = compare_calls(options, f"{name}, {str(precision)[6:]}", batch_size, precision, calls, targets)
             rows.append(row | {"max_abs_difference": difference})
     if shutil.which("g++"):
-        rows.append(compiled(options))
+        rows += [compiled(options, backward) for backward in (False, True)]
     else:
         options.skip("unet: compiled", "there is no C++ compiler")
     return rows + [preset_step(options, name) for name in ("fashion-mnist", "fashion-mnist-quick")]
 
 
-def compiled(options) -> dict:
-    """Each at its own best: channels_last, compiled and frozen, bf16. Compilation is a cost beside it, in seconds."""
+def compiled(options, backward: bool) -> dict:
+    """Each at its own best: channels_last, compiled, in bf16, forward with frozen weights. Compilation is a cost beside it, in seconds."""
     calls, seconds = {}, {}
-    with torch._inductor.config.patch(freezing=True):
+    torch.compile(torch.sin)(torch.zeros(8))  # what the first compilation of all takes is neither's cost
+    with torch._inductor.config.patch(freezing=not backward):
         for side, model in unets().items():
             model = torch.compile(model.to(memory_format=torch.channels_last))
-            calls[side], start = make_call(model, options.batch_size, torch.bfloat16, False), time.perf_counter()
+            calls[side], start = make_call(model, options.batch_size, torch.bfloat16, backward), time.perf_counter()
             calls[side]()
             seconds[side] = time.perf_counter() - start
         sides = {side: partial(seconds_per_call, call, options.seconds) for side, call in calls.items()}
         values = take_turns(sides, options.rounds)
     values = {side: [options.batch_size / value for value in values[side]] for side in values}
-    return compare("forward, bfloat16, compiled", "images/s", values) | {"seconds_to_compile": seconds}
+    name = "forward + backward, bfloat16, compiled" if backward else "forward, bfloat16, compiled"
+    return compare(name, "images/s", values) | {"seconds_to_compile": seconds}
 
 
 def preset_step(options, name: str) -> dict:
