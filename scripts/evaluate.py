@@ -1,11 +1,11 @@
 """Measure a saved model: bits/dim, FID, KID, precision and recall, accuracy, memorization; or, with --sweep, samplers.
 
-    accelerate launch scripts/evaluate.py MODEL --metrics bpd fid kid --num_images 5000 --output metrics.json
+    python scripts/evaluate.py MODEL --metrics bpd fid kid --num_images 5000 --output metrics.json
 
-Writes metrics.json (the schema is in ddpm_hf/evaluation.py) and, beside it, report.png or sweep.png; with --output
-MODEL/metrics.json the card of a saved model tells the figures as well. Exit code 0: all was measured; 2: an argument is
-wrong, nothing was computed; 3: a metric could not be had, the others were measured. `accelerate launch` turns 2 and 3
-into 1.
+On many ranks start it by `accelerate launch --config_file ...`, as scripts/train.py. Writes metrics.json (the schema is in
+ddpm_hf/evaluation.py) and, beside it, report.png or sweep.png; with --output MODEL/metrics.json the card of a saved model
+tells the figures as well. Exit code 0: all was measured; 2: an argument is wrong, nothing was computed; 3: a metric could
+not be had, the others were measured. `accelerate launch` turns 2 and 3 into 1.
 """
 
 import json
