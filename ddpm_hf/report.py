@@ -69,9 +69,7 @@ def _show(axes, title: str, picture: np.ndarray) -> None:
 
 def _plot_bound(axes, bound: dict) -> None:
     axes.loglog(np.array(bound["timesteps"]) + 1, bound["per_timestep"], marker=".")
-    axes.set_title(
-        f"{bound['bits_per_dim']:.3f} bits/dim = prior {bound['prior']:.1e} + the sum of these, each for its timesteps"
-    )
+    axes.set_title(f"{bound['bits_per_dim']:.3f} bits/dim = prior {bound['prior']:.1e}\n+ the sum of these over all t")
     axes.set_xlabel("t (1 is the decoder)")
     axes.set_ylabel("bits/dim of one step")
 
