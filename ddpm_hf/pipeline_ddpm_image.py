@@ -20,7 +20,7 @@ import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 
-DEFAULT_NUM_INFERENCE_STEPS = 25  # with eta=0 (DDIM): more lower no FID, as `scripts/evaluate.py --sweep` shows
+DEFAULT_NUM_INFERENCE_STEPS = 25  # with eta=0 (DDIM); `scripts/evaluate.py --sweep` tells what more of them bring
 
 
 def has_bfloat16(device: torch.device) -> bool:
