@@ -28,6 +28,7 @@ CONFIG = dict(  # attention at 14 x 14 with stock's head size of 8
     up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
 )
 CONVOLUTIONS = ((64, 28), (128, 14))  # channels, height and width
+PASSES = {"forward": False, "forward + backward": True}  # name -> is there a backward pass
 
 
 def unets() -> dict[str, torch.nn.Module]:
@@ -159,20 +160,20 @@ def unet(options) -> list[dict]:
     """The U-Net alone, the same weights, then the training step of the project's presets beside stock's default of their size."""
     rows, batch_size = [], options.batch_size
     for precision in (torch.float32, torch.bfloat16):
-        for backward, name in ((False, "forward"), (True, "forward + backward")):
+        for name, backward in PASSES.items():
             calls = {side: make_call(model, batch_size, precision, backward) for side, model in unets().items()}
             difference = (calls["ours"]() - calls["diffusers"]()).abs().max().item()
             targets = {"diffusers": 1.0} if precision == torch.float32 else {}
             row = compare_calls(options, f"{name}, {str(precision)[6:]}", batch_size, precision, calls, targets)
             rows.append(row | {"max_abs_difference": difference})
     if shutil.which("g++"):
-        rows += [compiled(options, backward) for backward in (False, True)]
+        rows += [compiled(options, name, backward) for name, backward in PASSES.items()]
     else:
         options.skip("unet: compiled", "there is no C++ compiler")
     return rows + [preset_step(options, name) for name in ("fashion-mnist", "fashion-mnist-quick")]
 
 
-def compiled(options, backward: bool) -> dict:
+def compiled(options, name: str, backward: bool) -> dict:
     """Each at its own best: channels_last, compiled, in bf16, forward with frozen weights. Compilation is a cost beside it, in seconds."""
     calls, seconds = {}, {}
     torch.compile(torch.sin)(torch.zeros(8))  # what the first compilation of all takes is neither's cost
@@ -185,8 +186,7 @@ def compiled(options, backward: bool) -> dict:
         sides = {side: partial(seconds_per_call, call, options.seconds) for side, call in calls.items()}
         values = take_turns(sides, options.rounds)
     values = {side: [options.batch_size / value for value in values[side]] for side in values}
-    name = "forward + backward, bfloat16, compiled" if backward else "forward, bfloat16, compiled"
-    return compare(name, "images/s", values) | {"seconds_to_compile": seconds}
+    return compare(f"{name}, bfloat16, compiled", "images/s", values) | {"seconds_to_compile": seconds}
 
 
 def preset_step(options, name: str) -> dict:
