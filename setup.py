@@ -43,6 +43,7 @@ setup(
         "safetensors",
         "tenacity",
         "pyyaml",
+        "psutil",
     ],
     extras_require={
         "train": TRAIN,
@@ -59,7 +60,6 @@ setup(
             "mypy",
             "playwright",
             "spaces",
-            "psutil",
             "uvicorn",
             "starlette",
         ],

@@ -16,10 +16,15 @@ def use_all_cores(state) -> None:
         torch.set_num_threads(max(_num_cores() // state.num_processes, 1))
 
 
+def runs_on_cpu() -> bool:
+    """Whether a launch computes on the CPU: there is no accelerator, or one without float64, which draws and the bound take (MPS)."""
+    return not torch.accelerator.is_available() or torch.accelerator.current_accelerator().type == "mps"
+
+
 def default_precision() -> str:
     """The launcher's mixed_precision, or else bf16; but "no" in place of bf16 on hardware that would have to convert."""
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16")
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    device = torch.device("cpu") if runs_on_cpu() else torch.accelerator.current_accelerator()
     return "no" if asked == "bf16" and not has_bfloat16(device) else asked
 
 
@@ -28,7 +33,10 @@ def describe_hardware(state) -> str:
     if state.device.type == "cpu":
         num_cores = _num_cores()
         return f"{num_cores} CPU core{'s' * (num_cores > 1)}"
-    return f"{state.num_processes} x {torch.cuda.get_device_name(state.device)}"
+    is_cuda = state.device.type == "cuda"
+    return (
+        f"{state.num_processes} x {torch.cuda.get_device_name(state.device) if is_cuda else state.device.type.upper()}"
+    )
 
 
 def _num_cores() -> int:

@@ -21,6 +21,7 @@ import datasets
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+import psutil
 import torch
 from datasets.data_files import EmptyDatasetError
 from datasets.distributed import split_dataset_by_node
@@ -32,9 +33,8 @@ FASHION_MNIST = "zalando-datasets/fashion_mnist"
 FASHION_MNIST_CLASSES = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(",")
 FASHION_MNIST_FOLDERS = ["/usr/share/datasets/fashion-mnist", ".data/usr/share/datasets/fashion-mnist"]
 
-# Decoded images above this are read from datasets' memory-mapped files instead: every rank of a machine holds its own
-# copy, so a quarter of the memory is the most one process may take, and 4 GiB where eight ranks share a machine.
-MAX_BYTES_IN_MEMORY = min(4 * 2**30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
+# Larger sets are read from datasets' memory-mapped files: each rank has its own copy of what it holds, and eight may share a machine.
+MAX_BYTES_IN_MEMORY = min(4 * 2**30, psutil.virtual_memory().total // 4)
 
 IDX_SPLITS = {"train": "train", "test": "t10k"}
 IDX_FEATURES = {"image": datasets.Image(), "label": datasets.ClassLabel(10)}

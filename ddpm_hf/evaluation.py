@@ -35,7 +35,7 @@ from accelerate.utils import broadcast_object_list, gather_object, parse_flag_fr
 from tqdm.auto import tqdm
 
 from ddpm_hf import __version__, fidelity, hub
-from ddpm_hf.cores import describe_hardware, use_all_cores
+from ddpm_hf.cores import describe_hardware, runs_on_cpu, use_all_cores
 from ddpm_hf.data import load_image_dataset
 from ddpm_hf.evaluation_config import NEEDS, PRECISIONS, SAMPLERS, EvaluationConfig
 from ddpm_hf.likelihood import Bound, variational_bound
@@ -394,4 +394,4 @@ def _key(seed: int, index: int) -> int:
 
 def _join_ranks() -> PartialState:
     """The ranks of this launch; without an accelerator, accelerate alone would make independent jobs of them."""
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or runs_on_cpu())

@@ -2,14 +2,15 @@
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration
 
 from .config import TrainConfig
-from .cores import use_all_cores
+from .cores import runs_on_cpu, use_all_cores
 
 OTHERS = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
@@ -17,7 +18,7 @@ OTHERS = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """The Accelerator of this rank. Raises ValueError where the run would silently not be what was asked for."""
     accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # else ranks without a GPU would not find each other
+        cpu=runs_on_cpu(),  # else ranks without a GPU would not find each other
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=None if config.report_to == "none" else config.report_to,
@@ -65,6 +66,18 @@ def _check_ranks(accelerator: Accelerator) -> None:
 def is_sharded(accelerator: Accelerator) -> bool:
     """Whether the ranks share the model out, by FSDP2."""
     return accelerator.distributed_type == DistributedType.FSDP
+
+
+@contextmanager
+def local_main_process_first(accelerator: Accelerator) -> Iterator[None]:
+    """Accelerate's, but where the first process fails it still meets the others, which wait for it."""
+    if not accelerator.is_local_main_process:
+        accelerator.wait_for_everyone()
+    try:
+        yield
+    finally:
+        if accelerator.is_local_main_process:
+            accelerator.wait_for_everyone()
 
 
 def leave(accelerator: Accelerator) -> None:

@@ -1,12 +1,14 @@
 """Threads of a rank on a CPU."""
 
 import os
+import platform
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from ddpm_hf.cores import default_precision, describe_hardware, use_all_cores
+from ddpm_hf.cores import default_precision, describe_hardware, runs_on_cpu, use_all_cores
+from ddpm_hf.pipeline_ddpm_image import has_bfloat16
 
 
 @pytest.mark.parametrize("device, num_ranks, threads", [("cpu", 1, 6), ("cpu", 4, 1), ("cpu", 8, 1), ("cuda", 1, 2)])
@@ -48,3 +50,24 @@ def test_bfloat16_is_the_default_where_it_is_fast(monkeypatch, asked, native, gp
 def test_hardware_in_words(monkeypatch, cores, words):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: cores, raising=False)
     assert describe_hardware(SimpleNamespace(device=torch.device("cpu"), num_processes=1)) == words
+
+
+def test_a_gpu_that_is_not_cuda_has_its_kind_for_a_name():
+    assert describe_hardware(SimpleNamespace(device=torch.device("xpu"), num_processes=2)) == "2 x XPU"
+
+
+@pytest.mark.parametrize("kind, expected", [("cuda", False), ("xpu", False), ("mps", True)])
+def test_a_gpu_without_float64_is_left_alone(monkeypatch, kind, expected):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(kind))
+    assert runs_on_cpu() is expected
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert runs_on_cpu()
+
+
+def test_a_build_without_onednn_has_no_bfloat16(monkeypatch):
+    """As PyTorch's for macOS."""
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(torch.ops, "mkldnn", None)
+    assert has_bfloat16(torch.device("cpu")) is False

@@ -254,6 +254,7 @@ def test_no_label_is_the_null_label(labelled):
     assert labelled.null_label == 3 and labelled.calls[0][2].tolist() == [3, 3]
     assert make_pipeline().null_label is None
     assert make_pipeline(num_class_embeds=3, id2label=NAMES).null_label is None
+    assert make_pipeline(num_class_embeds=3).null_label is None  # a stock model's: classes all of them
 
 
 def test_get_label_ids(labelled):
@@ -320,9 +321,8 @@ def test_guidance_scale_1_is_one_plain_call(labelled):
 
 
 def test_guidance_leaves_the_learned_variance_alone():
-    pipe = make_pipeline(
-        out_channels=2, num_class_embeds=4, scheduler=DDPMNoiseScheduler(variance_type="learned_range")
-    )
+    options = {"out_channels": 2, "num_class_embeds": 4, "id2label": NAMES}
+    pipe = make_pipeline(**options, scheduler=DDPMNoiseScheduler(variance_type="learned_range"))
     x_t, t = torch.randn(2, 1, 8, 8, generator=seeds(0)[0]), torch.tensor(500)
     labels, null = torch.tensor([0, 1]), torch.tensor([3, 3])
     with torch.no_grad():

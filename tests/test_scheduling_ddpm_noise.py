@@ -239,6 +239,8 @@ def test_fault_noise_on_the_final_image(spacing, variance_type):
         t = scheduler.timesteps[-1]
         finals.append([scheduler.step(output, t, x_t, generator=seeded(seed)).prev_sample for seed in (0, 1)])
     assert torch.equal(*finals[1]), "the final image does not depend on the generator"
+    of_numpy = ours.step(output, np.int64(ours.timesteps[-1]), x_t, generator=seeded(1)).prev_sample
+    assert torch.equal(of_numpy, finals[1][1])
     per_sample = ours.step(output, ours.timesteps[-1:], x_t)
     assert torch.allclose(per_sample.prev_sample, per_sample.pred_original_sample, atol=1e-4)
     if spacing == "trailing" and variance_type == "fixed_large":

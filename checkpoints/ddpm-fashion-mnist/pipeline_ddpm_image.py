@@ -29,7 +29,7 @@ def has_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(False)
     if platform.machine() in ("x86_64", "AMD64"):  # where oneDNN calls the conversion support
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class DDPMImagePipeline(DiffusionPipeline):
@@ -53,9 +53,9 @@ class DDPMImagePipeline(DiffusionPipeline):
 
     @property
     def null_label(self) -> int | None:
-        """The label that means "no class": the last one, where the model has more labels than `id2label` has names."""
+        """The label that means "no class": the last one, where `id2label` names the classes and the model has more labels."""
         num_labels = self.unet.config.num_class_embeds
-        return num_labels - 1 if num_labels is not None and num_labels > len(self.id2label) else None
+        return num_labels - 1 if num_labels is not None and num_labels > len(self.id2label) > 0 else None
 
     def get_label_ids(self, names: str | Sequence[str]) -> list[int]:
         """Labels of class names, e.g. ["Sneaker", "Bag"] -> [7, 8]; case does not matter."""

@@ -394,6 +394,5 @@ def _float(x: torch.Tensor) -> torch.Tensor:
 
 def _on_host(timestep: Timestep) -> Timestep:
     """t as an int, where reading it waits for no accelerator: plain indexing is faster, and the last step then draws no noise."""
-    if torch.compiler.is_compiling() or not isinstance(timestep, torch.Tensor):
-        return timestep
-    return int(timestep) if timestep.ndim == 0 and timestep.device.type == "cpu" else timestep
+    stays = isinstance(timestep, torch.Tensor) and (timestep.ndim > 0 or timestep.device.type != "cpu")
+    return timestep if stays or torch.compiler.is_compiling() else int(timestep)
