@@ -31,8 +31,11 @@ def commit(folder: Path, step: int, total_limit: int, **contents) -> None:
     shutil.rmtree(target, ignore_errors=True)  # it is there only where it was broken
     written.rename(target)
     _fsync(target.parent)
-    for old in _all(folder)[:-total_limit]:
-        shutil.rmtree(old)
+    later = [
+        path for path in _all(folder) if int(path.name[5:]) > step
+    ]  # broken: the run has gone on from before them
+    for path in later + [path for path in _all(folder) if path not in later][:-total_limit]:
+        shutil.rmtree(path)
 
 
 def newest(folder: Path) -> Path | None:
@@ -67,6 +70,8 @@ def _all(folder: Path) -> list[Path]:
 
 
 def _fsync(path: Path) -> None:
+    if os.name != "posix":
+        return
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)

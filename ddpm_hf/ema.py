@@ -95,7 +95,13 @@ class PowerAverages:
             tensors = {name: tensor.half().contiguous() for name, tensor in zip(self.parameters, average)}
             aside = path.with_name(f".{path.name}")
             save_file(tensors, aside, metadata={"step": str(self.num_steps), "sigma_rel": str(sigma_rel)})
-            aside.rename(path)  # whole or not there
+            aside.replace(path)  # whole or not there
+
+    def drop_later(self, folder: Path) -> None:
+        """Remove the snapshots of steps that are still to come: a run that goes on from before them may take another way."""
+        for path in folder.glob("averages/step-*.safetensors"):
+            if _step_and_power(path)[0] > self.num_steps:
+                path.unlink()
 
     def state_dict(self) -> dict:
         averages = {sigma_rel: [whole(tensor) for tensor in average] for sigma_rel, average in self.averages.items()}

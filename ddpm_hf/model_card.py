@@ -4,7 +4,7 @@
 {"metrics": {"fid": 3.17, "bits": {"test": 3.7}}, "command": "...", ...}: numbers under "metrics" are results, those of the
 same name under "floors" and "spreads" stand beside them, the rest says how they were measured. A dict without "metrics" is
 taken to be results only. What training took comes from train_results.json: {"train_runtime": seconds, "train_steps": 6000,
-"train_samples": 96000, "hardware": "2 CPU cores", ...}.
+"train_samples": 96000, "num_processes": 1, "hardware": "2 CPU cores", ...}.
 
 It names no license: that is for the model's owner to choose, in view of the data's terms, and to put on the card, where it stays.
 """

@@ -3,7 +3,8 @@
     data -> objective (scheduler.add_noise -> unet -> loss) -> optimizer, EMA -> hub.save
 
 Everything counts optimizer steps, on any number of ranks. What is drawn for a sample depends on (seed, its position in the run) alone,
-and dropout on (seed, forward pass, rank), never on the state of a global generator: that makes a resumed run the same run, bit for bit.
+and dropout on (seed, forward pass, rank), never on the state of a global generator: that makes a resumed run the same run, bit for bit
+where kernels are deterministic, as on a CPU.
 
     OUTPUT_DIR/                     the saved model, once the run has ended
     OUTPUT_DIR/run.yaml             this run's TrainConfig; `train.py run.yaml` starts it again
@@ -30,7 +31,7 @@ from .config import TrainConfig, find_preset
 from .cores import describe_hardware
 from .data import SampleOrder, StreamedImages, collate_batch, load_image_dataset
 from .ema import NUM_SNAPSHOTS, ExponentialAverage, PowerAverages, whole
-from .launch import StopSignals, is_sharded, leave, make_accelerator
+from .launch import StopSignals, is_sharded, leave, local_main_process_first, make_accelerator
 from .modeling_ddpm_unet import DDPMUNet2DModel
 from .objective import draw, drop_labels, mixed_key, training_losses
 from .pipeline_ddpm_image import DDPMImagePipeline
@@ -62,7 +63,7 @@ class Trainer:
             lr=config.learning_rate,
             betas=(0.9, config.adam_beta2),
             weight_decay=config.weight_decay,
-            fused=True,
+            fused=config.mixed_precision != "fp16",  # a fused one tells Accelerate nothing of the steps that it skips
         )
         model = torch.compile(unet) if config.torch_compile else unet
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
@@ -75,7 +76,7 @@ class Trainer:
         )
         self.ema = ExponentialAverage(self.model.parameters(), decay=config.ema_decay, foreach=True)
         bare = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)  # names as in a saved model
-        parameters = dict(bare.named_parameters())
+        parameters = {name.removeprefix("_orig_mod."): parameter for name, parameter in bare.named_parameters()}
         self.averages = PowerAverages(parameters, config.ema_sigma_rels) if config.ema_sigma_rels else None
         stateful = (self.lr_scheduler, self.ema, self.averages)
         self.accelerator.register_for_checkpointing(*filter(None, stateful))
@@ -299,7 +300,8 @@ class Trainer:
             return
         seconds, samples = time.perf_counter() - self.began, self.step * self.total_batch_size
         results: dict = {"train_runtime": round(seconds, 1), "train_steps": self.step, "train_samples": samples}
-        results |= {"hardware": describe_hardware(self.accelerator)} | (figures or {})
+        results |= {"num_processes": self.accelerator.num_processes, "hardware": describe_hardware(self.accelerator)}
+        results |= figures or {}
         hub.save(pipeline, folder, train_config=self.config.recipe(), train_results=results, **extras)
 
     def _load_checkpoint(self, checkpoint: Path) -> tuple[int, float]:
@@ -325,9 +327,20 @@ class Trainer:
                 f" ranks; those of {checkpoint} have {manifest['total_batch_size']}, and go on with as many."
             )
         self.accelerator.load_state(str(checkpoint / "state"))
-        self.ema.decay = config.ema_decay  # a longer run has a longer average
+        self._follow_config()
+        if self.averages and self.accelerator.is_main_process:
+            self.averages.drop_later(self.folder)
         self._say(f"Resumed from {checkpoint}.")
         return manifest["step"], time.perf_counter() - manifest.get("seconds", 0.0)
+
+    def _follow_config(self) -> None:
+        """What a resumed run may have changed; the checkpoint brought it back as it was."""
+        config, schedule, (group,) = self.config, self.lr_scheduler, self.optimizer.param_groups
+        self.ema.decay = config.ema_decay  # a longer run has a longer average
+        lr = config.learning_rate * schedule.lr_lambdas[0](schedule.last_epoch)
+        schedule.base_lrs, schedule._last_lr = [config.learning_rate], [lr]
+        group |= {"lr": lr, "initial_lr": config.learning_rate}
+        group |= {"betas": (0.9, config.adam_beta2), "weight_decay": config.weight_decay}
 
     def _finish(self) -> None:
         """Leave the saved model in the run's folder, and push it where that was asked for."""
@@ -359,7 +372,7 @@ class Trainer:
             num_channels=unet.get("in_channels", 3),
             image_size=unet["sample_size"],
         )
-        with self.accelerator.local_main_process_first():  # it fills the machine's cache, the others read it
+        with local_main_process_first(self.accelerator):  # it fills the machine's cache, the others read it
             data = load_image_dataset(config.dataset, split=split, streaming=config.streaming, **options)
         if split == "train" and config.random_flip:
             data.flip_seed = config.seed

@@ -13,7 +13,13 @@ import yaml
 
 from ddpm_hf import checkpoints, ema, hub
 
-RUN = ("train_runtime", "train_steps", "train_samples", "hardware")  # what else is told is of the run's own weights
+RUN = (
+    "train_runtime",
+    "train_steps",
+    "train_samples",
+    "num_processes",
+    "hardware",
+)  # what else is told is of the run's own weights
 
 
 def main() -> None:
@@ -28,11 +34,16 @@ def main() -> None:
     try:
         weights = ema.reconstruct(args.run, args.sigma_rel, args.step)
         saved = args.run if (args.run / "model_index.json").exists() else checkpoints.newest(args.run)
+        if saved is None:
+            raise ValueError(f"{args.run} has neither a saved model nor a checkpoint yet.")
         pipeline = hub.load(saved)
         pipeline.unet.load_state_dict(weights)
         config = yaml.safe_load((saved / "training_config.yaml").read_text())
         results = json.loads((saved / "train_results.json").read_text())
-        results = {name: results[name] for name in RUN} | {"sigma_rel": args.sigma_rel, "step": args.step}
+        results = {name: results[name] for name in RUN if name in results} | {
+            "sigma_rel": args.sigma_rel,
+            "step": args.step,
+        }
         print(f"Saved {hub.save(pipeline, args.output_dir, train_config=config, train_results=results)}.")
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")

@@ -23,7 +23,7 @@ MOMENTS = {
     "in the first save": ("accelerate.accelerator:save_accelerator_state", 1),
     "in a save, before the optimizer's state": ("accelerate.accelerator:save_accelerator_state", 2),
     "in a save, before the moving average": ("accelerate.accelerator:save_custom_state", 4),
-    "in a save, before it stands": ("pathlib:Path.rename", 4),
+    "in a save, before it stands": ("pathlib:Path.rename", 2),
     "in a save, before the old one goes": ("shutil:rmtree", 8),
     "in the saved model": ("ddpm_hf.training:Trainer._finish", 1),
 }
@@ -149,3 +149,15 @@ def test_cpu_config_starts_two_ranks(tmp_path):
 def test_accelerate_reads_its_configs(name, kind, num_machines, num_processes):
     config = load_config_from_file(str(ROOT / "accelerate_configs" / f"{name}.yaml"))
     assert (config.distributed_type, config.num_machines, config.num_processes) == (kind, num_machines, num_processes)
+
+
+def test_ranks_agree_that_there_are_no_held_out_images(tmp_path):
+    """The first rank finds it out while the others wait for it."""
+    options = {
+        "dataset": str(ROOT / "tests" / "data" / "imagefolder"),
+        "num_validation_images": 8,
+        "max_train_steps": 2,
+    }
+    assert run(tmp_path, 2, train_batch_size=2, **options) == [0, 0]
+    for rank in range(2):
+        assert "No held-out loss: " in (tmp_path / f"out-{rank}.txt").read_text()

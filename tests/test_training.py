@@ -3,9 +3,10 @@
 import json
 import signal
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,12 +18,13 @@ from conftest import DATA, TINY_UNET
 from diffusers import DDIMScheduler, UNet2DModel
 from huggingface_hub import HfApi, constants
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from ddpm_hf import DDPMImagePipeline, checkpoints, hub, validation
+from ddpm_hf import DDPMImagePipeline, checkpoints, hub, training, validation
 from ddpm_hf import config as config_module
 from ddpm_hf.config import PRESETS, Preset, TrainConfig, parse_args
 from ddpm_hf.data import load_image_dataset
+from ddpm_hf.launch import make_accelerator
 from ddpm_hf.training import Trainer, train
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
@@ -163,9 +165,47 @@ def test_a_step_that_fp16_skips_moves_neither_schedule_nor_averages(tmp_path, mo
     assert trainer.train_step(batches)[1] > 0 and moved() == (1, 1, 1)
 
 
+def test_fp16_skips_a_step_that_overflows(tmp_path, monkeypatch):
+    """With the gradient scaler itself, which a CPU has, too: Accelerate must learn of what it skips."""
+    config = tiny(tmp_path, mixed_precision="no")
+    accelerator = make_accelerator(config)
+    monkeypatch.setattr(training, "make_accelerator", lambda _: accelerator)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=float("inf"))
+    trainer = Trainer(replace(config, mixed_precision="fp16"))
+    batches, before = iter(trainer._loader()), [p.detach().clone() for p in trainer.model.parameters()]
+    assert trainer.train_step(batches)[1] == 0 and trainer.lr_scheduler.last_epoch == 0
+    assert all(map(torch.equal, trainer.model.parameters(), before))
+    accelerator.scaler.update(1.0)
+    assert 0 < trainer.train_step(batches)[1] < float("inf") and trainer.lr_scheduler.last_epoch == 1
+
+
+def test_a_resumed_run_follows_the_options_that_it_is_given(tmp_path):
+    train(tiny(tmp_path, max_train_steps=3, ema_sigma_rels=[0.1]))
+    whole = Trainer(tiny(tmp_path, resume=True, max_train_steps=3, ema_sigma_rels=[0.1]))
+    stale = tmp_path / "run" / "averages" / "step-4-sigma_rel-0.1.safetensors"
+    save_file({}, stale, metadata={"step": "4", "sigma_rel": "0.1"})  # of steps that were lost
+    new = {"learning_rate": 1e-5, "adam_beta2": 0.9, "weight_decay": 0.0, "max_train_steps": 6, "lr_warmup_steps": 2}
+    trainer = Trainer(tiny(tmp_path, resume=True, ema_sigma_rels=[0.1], **new))
+    assert not stale.exists() and len(list(stale.parent.iterdir())) == 3
+    (group,) = trainer.optimizer.param_groups
+    fresh = Trainer(tiny(tmp_path / "fresh", **new))
+    for _ in range(3):
+        fresh.lr_scheduler.step()
+    assert 0 < group["lr"] == fresh.lr_scheduler.get_last_lr()[0] == trainer.lr_scheduler.get_last_lr()[0] < 1e-5
+    assert (group["betas"], group["weight_decay"]) == ((0.9, 0.9), 0.0)
+    for each in (trainer, fresh):
+        each.lr_scheduler.step()
+    assert group["lr"] == fresh.lr_scheduler.get_last_lr()[0]
+    assert whole.optimizer.param_groups[0]["lr"] == whole.lr_scheduler.get_last_lr()[0] == 0  # the end of the cosine
+
+
 def test_old_checkpoints_go(tmp_path):
     folder = train(tiny(tmp_path, checkpointing_steps=1, checkpoints_total_limit=2))
     assert sorted(path.name for path in folder.glob("checkpoints/*")) == ["step-5", "step-6"]
+    (folder / "checkpoints" / "step-6" / "state" / "model.safetensors").unlink()
+    trainer = Trainer(tiny(tmp_path, resume=True, checkpoints_total_limit=1, max_train_steps=7))
+    trainer.save_checkpoint()  # as a signal would before step 6: the broken one counts for nothing
+    assert [path.name for path in folder.glob("checkpoints/*")] == ["step-5"]
 
 
 def test_images_without_labels_train_an_unconditional_model(tmp_path, monkeypatch):
@@ -221,6 +261,8 @@ def test_sample_takes_a_name_before_a_number():
 
     assert sample.class_ids(Pipe(), ["1", "3"]) == [0, 2] and sample.class_ids(Pipe(), None) == [0, 1, 2]
     assert sample.class_ids(Pipe(), ["0"]) == [0]
+    nameless = SimpleNamespace(id2label={}, unet=SimpleNamespace(config=SimpleNamespace(num_class_embeds=3)))
+    assert sample.class_ids(nameless, ["2"]) == [2]
     with pytest.raises(ValueError, match="4"):
         sample.class_ids(Pipe(), ["4"])
 
@@ -392,6 +434,14 @@ def test_averages_of_other_lengths_become_models(tmp_path, monkeypatch, torch_co
         average.main()
     assert hub.load(folder).unet.state_dict().keys() == whole.keys()
     assert all(torch.equal(tensor, whole[name]) for name, tensor in hub.load(folder).unet.state_dict().items())
+
+
+def test_snapshots_of_a_compiled_model_under_ddp_have_a_saved_models_names(tmp_path, monkeypatch):
+    """Accelerate does not see a compiled module inside of DDP, and leaves it wrapped."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(Accelerator, "unwrap_model", lambda self, model, **options: model)
+    trainer = Trainer(tiny(tmp_path, ema_sigma_rels=[0.1], torch_compile=True))
+    assert trainer.averages.parameters.keys() == dict(trainer.eval_unet.named_parameters()).keys()
 
 
 def test_the_configs_of_a_stock_model_are_a_preset(tmp_path, monkeypatch):
