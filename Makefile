@@ -6,7 +6,7 @@ INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt --editable
 .PHONY: train test check app data
 .SECONDARY:
 
-# Train the quick model on FashionMNIST (5 minutes on two idle CPU cores); run again, it goes on from its last checkpoint.
+# Train the quick model on FashionMNIST (six minutes on two idle CPU cores); run again, it goes on from its last checkpoint.
 train: .venv/train data
 	$(BIN)/accelerate launch --quiet --config_file accelerate_configs/single.yaml scripts/train.py --preset fashion-mnist-quick --output_dir runs/quick --resume
 
