@@ -24,6 +24,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 INCEPTION_FEATURES = 2048
 BLOCK = 1000  # rows of a distance matrix held at once
+MAX_VALUES = 2**25  # of images held at once as float32, 128 MiB
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
@@ -145,8 +146,9 @@ def nearest_images(queries: torch.Tensor, references: torch.Tensor) -> tuple[tor
     """
     rows = queries.flatten(1).float()
     best, index = torch.full((len(rows),), torch.inf), torch.zeros(len(rows), dtype=torch.int64)
-    for start in range(0, len(references), 10 * BLOCK):
-        block = references[start : start + 10 * BLOCK].flatten(1).float()
+    num_rows = max(MAX_VALUES // rows.shape[1], 1)
+    for start in range(0, len(references), num_rows):
+        block = references[start : start + num_rows].flatten(1).float()
         # |r|^2 - 2 q.r orders as |q - r|^2 does; rounding can only swap neighbours that are as good as equally near.
         score, nearest = ((block**2).sum(dim=1) - 2 * rows @ block.T).min(dim=1)
         index = torch.where(score < best, nearest + start, index)

@@ -59,8 +59,9 @@ def inception_measure(device: torch.device) -> Measure:
 
 def neighbors_measure(train) -> Measure:
     """Distances () to the nearest image of the data set `train`, held in memory, and its index: "neighbors" ()."""
-    starts = range(0, len(train), 1000)
-    references = torch.cat([pixels(train, range(start, min(start + 1000, len(train)))) for start in starts])
+    references = torch.empty(len(train), *pixels(train, [0]).shape[1:], dtype=torch.uint8)
+    for indices in torch.arange(len(train)).split(1000):
+        references[indices] = pixels(train, indices)
 
     def function(images: torch.Tensor) -> dict[str, torch.Tensor]:
         distances, neighbors = fidelity.nearest_images(images, references)

@@ -101,7 +101,7 @@ def test_half_of_the_modes_is_full_precision_and_half_recall(monkeypatch):
 
 
 def test_nearest_image_finds_copies_and_the_true_neighbour(monkeypatch):
-    monkeypatch.setattr(fidelity, "BLOCK", 3)
+    monkeypatch.setattr(fidelity, "MAX_VALUES", 200)
     generator = torch.Generator().manual_seed(0)
     references = torch.randint(0, 256, (95, 1, 5, 4), generator=generator, dtype=torch.uint8)
     queries = torch.randint(0, 256, (9, 1, 5, 4), generator=generator, dtype=torch.uint8)
