@@ -174,6 +174,7 @@ def test_the_pipelines_own_sampler_is_written_down(home):
 
 @pytest.mark.parametrize("mixed_precision", ["bf16", None])
 def test_bf16_is_near_to_float32(home, one_rank, mixed_precision, monkeypatch):
+    monkeypatch.setattr("ddpm_hf.cores.has_bfloat16", lambda device: True)  # of whatever CPU this is
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     config = EvaluationConfig(**options(home, metrics=["bpd", "memorization"], mixed_precision=mixed_precision))
     half, drawn = evaluate(str(home / "model"), config)
@@ -347,6 +348,7 @@ def test_the_card_of_a_saved_model_tells_its_figures(home, script, tmp_path):
 def test_the_command_repeats_the_measurement_under_another_launcher(home, script, tmp_path, monkeypatch):
     values = options(home, metrics=["memorization"], seeds=0, num_images=6)
     del values["mixed_precision"]
+    monkeypatch.setattr("ddpm_hf.cores.has_bfloat16", lambda device: True)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert script(home / "model", **values) == 0
     first = json.loads((tmp_path / "metrics.json").read_text())
