@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from hub_fixtures import METRICS, TRAIN_CONFIG, TRAIN_RESULTS, tiny_pipeline
 from huggingface_hub import ModelCard, snapshot_download
 from PIL import Image
@@ -32,6 +33,15 @@ def test_card_says_what_metrics_json_says(remote, saved):
     ):
         assert text in card.text
     ModelCard.load(snapshot_download("alice/tiny", revision="stock") + "/README.md").validate()
+
+
+@pytest.mark.parametrize("num_processes, options", [(1, "--num_processes 1"), (4, "--multi_gpu --num_processes 4")])
+def test_the_training_command_asks_for_as_many_ranks(tmp_path, num_processes, options):
+    """`accelerate launch` alone takes all GPUs that it finds; without --multi_gpu it starts one rank on a CPU."""
+    results = TRAIN_RESULTS | {"num_processes": num_processes}
+    saved = hub.save(tiny_pipeline(), tmp_path, train_config=TRAIN_CONFIG, train_results=results)
+    command = f"```bash\naccelerate launch {options} scripts/train.py training_config.yaml\n```"
+    assert command in (saved / "README.md").read_text()
 
 
 def test_card_without_anything_measured(tmp_path):
