@@ -13,13 +13,8 @@ import yaml
 
 from ddpm_hf import checkpoints, ema, hub
 
-RUN = (
-    "train_runtime",
-    "train_steps",
-    "train_samples",
-    "num_processes",
-    "hardware",
-)  # what else is told is of the run's own weights
+# What is told of the run; all else in its train_results.json is told of its own weights.
+RUN = ("train_runtime", "train_steps", "train_samples", "num_processes", "hardware")
 
 
 def main() -> None:

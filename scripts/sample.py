@@ -94,7 +94,9 @@ def rows(pipe, classes, labels, images) -> dict[str, list[Image.Image]]:
     """The images of each class under its name."""
     if not classes:
         return {"": images}
-    found = {pipe.id2label[c]: [image for image, label in zip(images, labels) if label == c] for c in classes}
+    found = {
+        pipe.id2label.get(c, str(c)): [image for image, label in zip(images, labels) if label == c] for c in classes
+    }
     return {name: row for name, row in found.items() if row}
 
 

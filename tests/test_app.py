@@ -710,6 +710,13 @@ def test_a_model_that_is_nowhere_is_named(model_id):
         space.load_model(model_id)
 
 
+def test_a_model_of_classes_without_names_is_refused(tmp_path):
+    pipe = random_model()
+    type(pipe)(pipe.unet, pipe.scheduler).save_pretrained(tmp_path)
+    with pytest.raises(SystemExit, match="has classes without names: add id2label"):
+        space.load_model(str(tmp_path))
+
+
 def test_card_is_shown_without_metadata_and_with_its_pictures(model_folder):
     card = space.read_card(model_folder)
     assert card.startswith("# The card\n![samples](data:image/png;base64,")
