@@ -6,6 +6,7 @@
 import os
 
 import torch
+from accelerate.utils import parse_flag_from_env
 
 from .pipeline_ddpm_image import has_bfloat16
 
@@ -17,8 +18,11 @@ def use_all_cores(state) -> None:
 
 
 def runs_on_cpu() -> bool:
-    """Whether a launch computes on the CPU: there is no accelerator, or one without float64, which draws and the bound take (MPS)."""
-    return not torch.accelerator.is_available() or torch.accelerator.current_accelerator().type == "mps"
+    """Whether a launch computes on the CPU: it was told to, there is no accelerator, or one without float64, which draws and the bound
+    take (MPS)."""
+    if parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available():
+        return True
+    return torch.accelerator.current_accelerator().type == "mps"
 
 
 def default_precision() -> str:

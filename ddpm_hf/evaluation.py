@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
+from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
 from ddpm_hf import __version__, fidelity, hub
@@ -144,10 +144,9 @@ class Evaluation:
 
     def _check_sampling(self) -> None:
         config, scheduler = self.config, self.scheduler_config
-        if config.guidance_scale != 1 and not self.is_conditional:
-            raise ValueError(
-                f"guidance_scale={config.guidance_scale}, but model={self.model!r} takes no class labels."
-            )
+        if config.guidance_scale != 1 and self.pipeline.null_label is None:
+            lacks = "has no null label" if self.is_conditional else "takes no class labels"
+            raise ValueError(f"guidance_scale={config.guidance_scale}, but model={self.model!r} {lacks}.")
         if config.mixed_precision == "fp16" and self.state.device.type == "cpu":
             raise ValueError("mixed_precision='fp16' needs a GPU: choose bf16 or no.")
         chosen = [(config.sampler, config.num_inference_steps)]
@@ -394,4 +393,4 @@ def _key(seed: int, index: int) -> int:
 
 def _join_ranks() -> PartialState:
     """The ranks of this launch; without an accelerator, accelerate alone would make independent jobs of them."""
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or runs_on_cpu())
+    return PartialState(cpu=runs_on_cpu())

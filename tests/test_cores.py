@@ -65,6 +65,16 @@ def test_a_gpu_without_float64_is_left_alone(monkeypatch, kind, expected):
     assert runs_on_cpu()
 
 
+def test_a_gpu_is_left_alone_where_the_launch_says_so(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr("ddpm_hf.cores.has_bfloat16", lambda device: device.type == "cuda")
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    assert (runs_on_cpu(), default_precision()) == (False, "bf16")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert (runs_on_cpu(), default_precision()) == (True, "no")
+
+
 def test_a_build_without_onednn_has_no_bfloat16(monkeypatch):
     """As PyTorch's for macOS."""
     monkeypatch.setattr(platform, "machine", lambda: "arm64")

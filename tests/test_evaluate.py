@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -450,6 +451,9 @@ def test_a_model_of_other_classes_is_refused(home, tmp_path, names, num_class_em
     config = EvaluationConfig(**options(home, metrics=["bpd"]))
     with pytest.raises(ValueError, match=message) if message else nullcontext():
         Evaluation(str(tmp_path), config)
+    if not names and not message:
+        with pytest.raises(ValueError, match=r"guidance_scale=2.0, but model=.* has no null label"):
+            Evaluation(str(tmp_path), replace(config, guidance_scale=2.0))
 
 
 def test_a_model_is_measured_on_what_it_was_trained_on(home, script, remote, tmp_path, monkeypatch, capsys):
