@@ -31,10 +31,15 @@ def commit(folder: Path, step: int, total_limit: int, **contents) -> None:
     shutil.rmtree(target, ignore_errors=True)  # it is there only where it was broken
     written.rename(target)
     _fsync(target.parent)
-    later = [
-        path for path in _all(folder) if int(path.name[5:]) > step
-    ]  # broken: the run has gone on from before them
-    for path in later + [path for path in _all(folder) if path not in later][:-total_limit]:
+    for path in _all(folder):
+        if _step(path) > step:  # broken: the run has gone on from before it
+            shutil.rmtree(path)
+    remove_old(folder, step, total_limit)
+
+
+def remove_old(folder: Path, step: int, total_limit: int) -> None:
+    """Leave the newest `total_limit` checkpoints up to `step`; a run that was killed before this does it when it goes on."""
+    for path in [path for path in _all(folder) if _step(path) <= step][:-total_limit]:
         shutil.rmtree(path)
 
 
@@ -65,8 +70,11 @@ def read_manifest(checkpoint: Path) -> dict:
 
 def _all(folder: Path) -> list[Path]:
     """Oldest first."""
-    steps = {int(path.name[5:]): path for path in folder.glob("checkpoints/step-*") if path.name[5:].isdigit()}
-    return [steps[step] for step in sorted(steps)]
+    return sorted((path for path in folder.glob("checkpoints/step-*") if path.name[5:].isdigit()), key=_step)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name[5:])
 
 
 def _fsync(path: Path) -> None:

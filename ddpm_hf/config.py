@@ -242,7 +242,7 @@ class TrainConfig:
     label_dropout: float = _option(0.1, "How often a label is replaced by the null label, for guidance.")
     random_flip: bool | None = _option(None, "Flip images horizontally, half of the time.")
     mixed_precision: Literal["no", "fp16", "bf16"] | None = _option(
-        None, "Autocast; the launcher's or else bf16, but no on a CPU without bfloat16."
+        None, "Autocast; the launcher's or else bf16, but no on hardware without bfloat16."
     )
     gradient_checkpointing: bool = _option(False, "Spend time to save the memory of activations.")
     torch_compile: bool = _option(False, "Compile the U-Net; wants a C++ compiler, and pays in longer runs.")
@@ -341,7 +341,9 @@ class TrainConfig:
     def differences(self, path: str | Path) -> list[str]:
         """Names of the options that make this run another one than the run whose config is at `path`."""
         theirs = yaml.safe_load(Path(path).read_text()) or {}
-        return [name for name in RUN_IDENTITY if (theirs.get(name) or None) != (getattr(self, name) or None)]
+        names = [name for name in RUN_IDENTITY if (theirs.get(name) or None) != (getattr(self, name) or None)]
+        scaled = [options.get("mixed_precision") == "fp16" for options in (theirs, vars(self))]
+        return names + ["mixed_precision"] * (scaled[0] != scaled[1])  # fp16's loss scale is part of a checkpoint
 
 
 COUNTS = (
@@ -356,7 +358,8 @@ CHOICES = {
 }
 SCHEDULER_OPTIONS = ("prediction_type", "variance_type", "rescale_betas_zero_snr")
 # A run may be resumed with other values of the rest (its length too: the learning rate then follows the new length).
-RUN_IDENTITY = ("preset", *SCHEDULER_OPTIONS, "dataset", "image_column", "label_column", "seed", "ema_sigma_rels")
+RUN_IDENTITY = ("preset", *SCHEDULER_OPTIONS, "dataset", "image_column", "label_column", "seed")
+RUN_IDENTITY += ("ema_sigma_rels", "torch_compile")
 
 
 def _durations(recipe: dict, max_train_steps: int | None) -> dict:

@@ -83,7 +83,7 @@ class EvaluationConfig:
     mixed_precision: str | None = field(
         default=None,
         metadata={
-            "help": "of the network: no, bf16 or fp16; default: the launcher's or else bf16, but no on a CPU without bfloat16"
+            "help": "of the network: no, bf16 or fp16; default: the launcher's or else bf16, but no on hardware without bfloat16"
         },
     )
     bpd_timesteps: int = field(default=50, metadata={"help": "evaluated for each image (stratified); 0 is all: exact"})

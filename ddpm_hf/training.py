@@ -63,7 +63,8 @@ class Trainer:
             lr=config.learning_rate,
             betas=(0.9, config.adam_beta2),
             weight_decay=config.weight_decay,
-            fused=config.mixed_precision != "fp16",  # a fused one tells Accelerate nothing of the steps that it skips
+            fused=config.mixed_precision != "fp16"
+            or None,  # a fused one hides from Accelerate the steps that it skips
         )
         model = torch.compile(unet) if config.torch_compile else unet
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
@@ -81,6 +82,8 @@ class Trainer:
         stateful = (self.lr_scheduler, self.ema, self.averages)
         self.accelerator.register_for_checkpointing(*filter(None, stateful))
         self.step, self.began = self._load_checkpoint(checkpoint) if checkpoint else (0, time.perf_counter())
+        if self.averages and self.accelerator.is_main_process:
+            self.averages.drop_later(self.folder)
         self.validation_data = None if config.streaming else self._load_validation_data()
 
     def _make_unets(self) -> tuple[DDPMUNet2DModel, DDPMUNet2DModel]:
@@ -120,12 +123,8 @@ class Trainer:
 
     def _loop(self) -> None:
         config, accelerator = self.config, self.accelerator
-        bar = tqdm(
-            total=config.max_train_steps,
-            initial=self.step,
-            unit="step",
-            disable=not accelerator.is_main_process,
-        )
+        silent = not accelerator.is_main_process
+        bar = tqdm(total=config.max_train_steps, initial=self.step, unit="step", disable=silent)
         snapshot_steps = -(-config.max_train_steps // NUM_SNAPSHOTS)  # rounded up: no more than those
         batches, figures, since, stopping = iter(self._loader()), [], time.perf_counter(), False
         while self.step < config.max_train_steps and not stopping:
@@ -328,8 +327,8 @@ class Trainer:
             )
         self.accelerator.load_state(str(checkpoint / "state"))
         self._follow_config()
-        if self.averages and self.accelerator.is_main_process:
-            self.averages.drop_later(self.folder)
+        if self.accelerator.is_main_process:
+            checkpoints.remove_old(self.folder, manifest["step"], config.checkpoints_total_limit)
         self._say(f"Resumed from {checkpoint}.")
         return manifest["step"], time.perf_counter() - manifest.get("seconds", 0.0)
 

@@ -24,7 +24,7 @@ MOMENTS = {
     "in a save, before the optimizer's state": ("accelerate.accelerator:save_accelerator_state", 2),
     "in a save, before the moving average": ("accelerate.accelerator:save_custom_state", 4),
     "in a save, before it stands": ("pathlib:Path.rename", 2),
-    "in a save, before the old one goes": ("shutil:rmtree", 8),
+    "in a save, before the old one goes": ("ddpm_hf.checkpoints:remove_old", 3),
     "in the saved model": ("ddpm_hf.training:Trainer._finish", 1),
 }
 CASES = [(1, moment) for moment in MOMENTS]

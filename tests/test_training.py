@@ -1,12 +1,13 @@
 """A run from data to a saved model, the same run whatever its topology and its interruptions, and what it refuses."""
 
+import gzip
 import json
+import shutil
 import signal
 import sys
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from conftest import DATA, TINY_UNET
 from diffusers import DDIMScheduler, UNet2DModel
+from hub_fixtures import tiny_pipeline
 from huggingface_hub import HfApi, constants
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -182,8 +184,7 @@ def test_fp16_skips_a_step_that_overflows(tmp_path, monkeypatch):
 def test_a_resumed_run_follows_the_options_that_it_is_given(tmp_path):
     train(tiny(tmp_path, max_train_steps=3, ema_sigma_rels=[0.1]))
     whole = Trainer(tiny(tmp_path, resume=True, max_train_steps=3, ema_sigma_rels=[0.1]))
-    stale = tmp_path / "run" / "averages" / "step-4-sigma_rel-0.1.safetensors"
-    save_file({}, stale, metadata={"step": "4", "sigma_rel": "0.1"})  # of steps that were lost
+    stale = lost_snapshot(tmp_path / "run", step=4)
     new = {"learning_rate": 1e-5, "adam_beta2": 0.9, "weight_decay": 0.0, "max_train_steps": 6, "lr_warmup_steps": 2}
     trainer = Trainer(tiny(tmp_path, resume=True, ema_sigma_rels=[0.1], **new))
     assert not stale.exists() and len(list(stale.parent.iterdir())) == 3
@@ -197,6 +198,22 @@ def test_a_resumed_run_follows_the_options_that_it_is_given(tmp_path):
         each.lr_scheduler.step()
     assert group["lr"] == fresh.lr_scheduler.get_last_lr()[0]
     assert whole.optimizer.param_groups[0]["lr"] == whole.lr_scheduler.get_last_lr()[0] == 0  # the end of the cosine
+
+
+def lost_snapshot(run: Path, step: int) -> Path:
+    """A snapshot of a step that no checkpoint has come to."""
+    path = run / "averages" / f"step-{step}-sigma_rel-0.1.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({}, path, metadata={"step": str(step), "sigma_rel": "0.1"})
+    return path
+
+
+def test_a_run_that_begins_anew_has_no_snapshots(tmp_path):
+    """It was killed before its first checkpoint."""
+    config = tiny(tmp_path, resume=True, ema_sigma_rels=[0.1])
+    stale = lost_snapshot(tmp_path / "run", step=4)
+    config.save(tmp_path / "run" / "run.yaml")
+    assert Trainer(config).step == 0 and not stale.exists()
 
 
 def test_old_checkpoints_go(tmp_path):
@@ -261,8 +278,6 @@ def test_sample_takes_a_name_before_a_number():
 
     assert sample.class_ids(Pipe(), ["1", "3"]) == [0, 2] and sample.class_ids(Pipe(), None) == [0, 1, 2]
     assert sample.class_ids(Pipe(), ["0"]) == [0]
-    nameless = SimpleNamespace(id2label={}, unet=SimpleNamespace(config=SimpleNamespace(num_class_embeds=3)))
-    assert sample.class_ids(nameless, ["2"]) == [2]
     with pytest.raises(ValueError, match="4"):
         sample.class_ids(Pipe(), ["4"])
 
@@ -286,6 +301,21 @@ def test_sample_script(tmp_path, monkeypatch):
         sample.main()
 
 
+def test_sample_draws_classes_without_names(tmp_path, monkeypatch):
+    nameless, grid = tiny_pipeline(labels=None, num_class_embeds=3), tmp_path / "grid.png"
+    arguments = [
+        "sample.py",
+        str(hub.save(nameless, tmp_path / "nameless")),
+        "--num_images",
+        "4",
+        "--class_labels",
+        "2",
+    ]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--num_inference_steps", "2", "--output", str(grid)])
+    sample.main()
+    assert Image.open(grid).width >= 4 * 8
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -306,8 +336,22 @@ def test_a_folder_that_holds_another_run_is_refused(tmp_path):
     train(tiny(tmp_path, max_train_steps=1))
     with pytest.raises(ValueError, match="already holds a run"):
         Trainer(tiny(tmp_path))
-    with pytest.raises(ValueError, match="another seed"):
-        Trainer(tiny(tmp_path, seed=1, resume=True))
+    with pytest.raises(ValueError, match="another seed, torch_compile:"):
+        Trainer(tiny(tmp_path, seed=1, torch_compile=True, resume=True))
+    another = {"mixed_precision": "fp16"}
+    assert tiny(tmp_path, **another).differences(tmp_path / "run" / "run.yaml") == ["mixed_precision"]
+    assert tiny(tmp_path, mixed_precision="no").differences(tmp_path / "run" / "run.yaml") == []
+
+
+def test_a_run_does_not_go_on_with_other_images(tmp_path):
+    shutil.copytree(DATA / "idx", tmp_path / "data")
+    options = {"dataset": str(tmp_path / "data"), "num_validation_images": 0}
+    train(tiny(tmp_path, **options, max_train_steps=1))
+    labels = tmp_path / "data" / "train-labels-idx1-ubyte.gz"
+    content = gzip.decompress(labels.read_bytes())
+    labels.write_bytes(gzip.compress(content[:-1] + bytes([(content[-1] + 1) % 10])))
+    with pytest.raises(ValueError, match="data' no longer holds the images that .*step-1 was trained on"):
+        Trainer(tiny(tmp_path, **options, resume=True))
 
 
 def test_a_lone_rank_of_a_larger_launch_is_refused(tmp_path, monkeypatch):
@@ -403,7 +447,7 @@ def test_warm_up_and_average_follow_the_length_of_the_run():
 
 
 @pytest.mark.parametrize("torch_compile", [False, True])
-def test_averages_of_other_lengths_become_models(tmp_path, monkeypatch, torch_compile):
+def test_averages_of_other_lengths_become_models(tmp_path, monkeypatch, capsys, torch_compile):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     options = {"ema_sigma_rels": [0.05, 0.1], "mixed_precision": "no", "torch_compile": torch_compile}
     train(tiny(tmp_path, **options, max_train_steps=3))
@@ -432,6 +476,12 @@ def test_averages_of_other_lengths_become_models(tmp_path, monkeypatch, torch_co
     monkeypatch.setattr(sys, "argv", [*command, f"{folder}/"])
     with pytest.raises(SystemExit):
         average.main()
+    killed = tmp_path / "killed"  # before its first checkpoint
+    shutil.copytree(folder / "averages", killed / "averages")
+    monkeypatch.setattr(sys, "argv", ["average.py", str(killed), *command[2:], str(tmp_path / "none")])
+    with pytest.raises(SystemExit):
+        average.main()
+    assert "neither a saved model nor a checkpoint" in capsys.readouterr().err
     assert hub.load(folder).unet.state_dict().keys() == whole.keys()
     assert all(torch.equal(tensor, whole[name]) for name, tensor in hub.load(folder).unet.state_dict().items())
 
@@ -459,7 +509,7 @@ def test_the_configs_of_a_stock_model_are_a_preset(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "run")  # the command on the card, in a clone of the model's repo
     again = parse_args(["training_config.yaml"])
     assert again.preset == "." and again.parts()[0]["out_channels"] == 2
-    assert "accelerate launch ../ddpm_hf/scripts/train.py training_config.yaml" in Path("README.md").read_text()
+    assert "accelerate launch --num_processes 1 ../ddpm_hf/scripts/train.py training_config.yaml" in Path("README.md").read_text()
 
 
 def test_a_preset_may_have_all_in_its_root(tmp_path):

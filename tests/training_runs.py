@@ -21,6 +21,7 @@ DATA = Path(__file__).parent / "data" / "idx"
 RECIPE = {"train_batch_size": 48, "learning_rate": 1e-2, "lr_warmup_steps": 2, "max_train_steps": 6, "ema_decay": 0.9}
 OPTIONS = {"preset": "tiny", "dataset": str(DATA), "report_to": "none", "num_validation_images": 0}
 OPTIONS |= {
+    "mixed_precision": "bf16",
     "ema_sigma_rels": [0.1],
     "random_flip": True,
     "validation_steps": 0,
