@@ -358,8 +358,8 @@ CHOICES = {
 }
 SCHEDULER_OPTIONS = ("prediction_type", "variance_type", "rescale_betas_zero_snr")
 # A run may be resumed with other values of the rest (its length too: the learning rate then follows the new length).
-RUN_IDENTITY = ("preset", *SCHEDULER_OPTIONS, "dataset", "image_column", "label_column", "seed")
-RUN_IDENTITY += ("ema_sigma_rels", "torch_compile")
+RUN_IDENTITY: tuple[str, ...] = ("preset", *SCHEDULER_OPTIONS, "dataset", "image_column", "label_column")
+RUN_IDENTITY += ("seed", "ema_sigma_rels", "torch_compile")
 
 
 def _durations(recipe: dict, max_train_steps: int | None) -> dict:
