@@ -509,7 +509,10 @@ def test_the_configs_of_a_stock_model_are_a_preset(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "run")  # the command on the card, in a clone of the model's repo
     again = parse_args(["training_config.yaml"])
     assert again.preset == "." and again.parts()[0]["out_channels"] == 2
-    assert "accelerate launch --num_processes 1 ../ddpm_hf/scripts/train.py training_config.yaml" in Path("README.md").read_text()
+    assert (
+        "accelerate launch --num_processes 1 ../ddpm_hf/scripts/train.py training_config.yaml"
+        in Path("README.md").read_text()
+    )
 
 
 def test_a_preset_may_have_all_in_its_root(tmp_path):
