@@ -137,7 +137,7 @@ class Evaluation:
         """The config with the sampler and the number of steps that the pipeline would take by itself."""
         sampler, steps, num_train = config.sampler, config.num_inference_steps, len(self.pipeline.scheduler)
         if sampler is None and isinstance(self.pipeline.scheduler, DDPMNoiseScheduler):
-            sampler = "ddim" if steps is None else "ddpm"
+            sampler = "sde-dpmsolver++" if steps is None else "ddpm"
         if steps is None:
             steps = num_train if sampler == "ddpm" else min(DEFAULT_NUM_INFERENCE_STEPS, num_train)
         return dataclasses.replace(config, sampler=sampler, num_inference_steps=steps)
@@ -210,9 +210,10 @@ class Evaluation:
     def samples(self, seed: int, sampler: str | None, num_inference_steps: int) -> dict[str, torch.Tensor]:
         """num_images samples as uint8 "images", their "labels" if asked for, and every measure of them."""
         labels = self.test.labels[self.subset(seed)] if self.is_conditional else None
-        options = {"num_inference_steps": num_inference_steps, "guidance_scale": self.config.guidance_scale}
+        options: dict = {"num_inference_steps": num_inference_steps, "guidance_scale": self.config.guidance_scale}
         if sampler is not None:
-            scheduler_class, options["eta"] = SAMPLERS[sampler]
+            scheduler_class, own_options = SAMPLERS[sampler]
+            options |= own_options
             self.pipeline.scheduler = scheduler_class.from_config(self.scheduler_config)
 
         def draw(indices: range) -> dict[str, torch.Tensor]:

@@ -5,6 +5,7 @@ import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -41,15 +42,16 @@ class UniPC(OfTheMean, UniPCMultistepScheduler):
     """UniPC (arXiv:2302.04867)."""
 
 
-SAMPLERS = {  # name -> scheduler class, eta
-    "ddpm": (DDPMNoiseScheduler, None),
-    "ddim": (DDPMNoiseScheduler, 0.0),
-    "dpmsolver++": (DPMSolver, None),
-    "unipc": (UniPC, None),
+SAMPLERS: dict[str, tuple[Any, dict]] = {  # name -> scheduler class, options of the pipeline's call
+    "ddpm": (DDPMNoiseScheduler, {}),
+    "ddim": (DDPMNoiseScheduler, {"eta": 0.0}),
+    "sde-dpmsolver++": (DDPMNoiseScheduler, {"eta": 1.0, "solver_order": 2}),  # the pipeline's fast default
+    "dpmsolver++": (DPMSolver, {}),
+    "unipc": (UniPC, {}),
 }
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SWEEP = [f"ddpm:{n}" for n in (1000, 250, 100, 50, 20)]
-SWEEP += [f"{name}:{n}" for name in ("ddim", "dpmsolver++", "unipc") for n in (10, 20, 25, 50)]
+SWEEP += [f"{name}:{n}" for name in ("ddim", "sde-dpmsolver++", "dpmsolver++", "unipc") for n in (10, 20, 25, 50)]
 
 
 @dataclass

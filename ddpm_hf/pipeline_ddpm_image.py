@@ -20,7 +20,7 @@ import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 
-DEFAULT_NUM_INFERENCE_STEPS = 25  # with eta=0 (DDIM); `scripts/evaluate.py --sweep` tells what more of them bring
+DEFAULT_NUM_INFERENCE_STEPS = 25  # of second order, with eta=1; `scripts/evaluate.py --sweep` tells what more bring
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -77,6 +77,7 @@ class DDPMImagePipeline(DiffusionPipeline):
         guidance_scale: float = 1.0,
         guidance_rescale: float = 0.0,
         eta: float | None = None,
+        solver_order: int | None = None,
         latents: torch.Tensor | None = None,
         autocast: bool | None = None,
         callback_on_step_end: Callable[["DDPMImagePipeline", int, torch.Tensor, dict], dict | None] | None = None,
@@ -87,12 +88,13 @@ class DDPMImagePipeline(DiffusionPipeline):
         Args:
             batch_size: number of images; a list of class_labels gives it as well.
             generator: one for the whole batch, or a list with one for each image, whose picture then depends on its own generator only.
-            num_inference_steps: None is the fast default, 25 steps, of DDIM where the scheduler takes eta; a number alone is the scheduler's rule.
+            num_inference_steps: None is the fast default: 25 steps, ancestral and of second order; a number alone is the scheduler's rule.
             output_type: "pil", "np" (B, H, W, C) or "pt" (B, C, H, W), both float32 in [0, 1].
             class_labels: a label or name for all images, or one for each; None is unconditional.
             guidance_scale: 1 is plain conditional sampling, more is more typical of the class.
             guidance_rescale: 0 to 1, how much of the guided output's deviation is put back to the unguided one's (arXiv:2305.08891, Section 3.4).
             eta: None is the scheduler's own rule (ours is ancestral, as in the paper); 0 is DDIM, 1 DDPM, for schedulers whose step takes it.
+            solver_order: 2 lets our scheduler's steps look back at the one before (DPM-Solver++ 2M); None: 1, but in the fast default 2.
             latents: the initial noise x_T, (B, C, H, W), instead of a draw.
             autocast: run the U-Net in bfloat16; None: only in the fast default, where the hardware has bfloat16. False is the reference.
             callback_on_step_end: called as f(pipe, step_index, t, tensors) after each step; a dict with "latents" that it returns replaces them. `pipe._interrupt = True` stops the loop.
@@ -105,14 +107,19 @@ class DDPMImagePipeline(DiffusionPipeline):
         for name, value in {"eta": eta, "guidance_rescale": guidance_rescale}.items():
             if not 0 <= (value or 0) <= 1:
                 raise ValueError(f"{name}={value} must be from 0 to 1.")
-        if eta is not None and "eta" not in inspect.signature(self.scheduler.step).parameters:
-            raise ValueError(f"eta={eta}: {type(self.scheduler).__name__} takes none; None is its own rule.")
+        name, takes = type(self.scheduler).__name__, inspect.signature(self.scheduler.step).parameters
+        looks_back = "previous_original_sample" in takes
+        if eta is not None and "eta" not in takes:
+            raise ValueError(f"eta={eta}: {name} takes none; None is its own rule.")
+        if solver_order not in (None, 1, 1 + looks_back):
+            raise ValueError(f"solver_order={solver_order}: {name} takes 1{' or 2' * looks_back}.")
         if unknown := set(callback_on_step_end_tensor_inputs) - set(known := self._callback_tensor_inputs):
             raise ValueError(f"callback_on_step_end_tensor_inputs has {sorted(unknown)}: choose from {known}.")
         device = self._execution_device
         if num_inference_steps is None:
             num_inference_steps = min(DEFAULT_NUM_INFERENCE_STEPS, self.scheduler.config.num_train_timesteps)
-            eta = 0.0 if eta is None else eta
+            eta = float(looks_back) if eta is None else eta
+            solver_order = 1 + looks_back if solver_order is None else solver_order
             autocast = has_bfloat16(device) if autocast is None else autocast
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         options = self._step_options(generator, eta)
@@ -124,6 +131,8 @@ class DDPMImagePipeline(DiffusionPipeline):
                 output = self._predict(x_t, t, labels, guidance_scale, guidance_rescale)
                 step = self.scheduler.step(output, t, latents, **options)
                 latents = step.prev_sample
+                if solver_order == 2:
+                    options["previous_original_sample"] = step.pred_original_sample
                 if callback_on_step_end is not None:
                     tensors = {"latents": latents, "pred_original_sample": getattr(step, "pred_original_sample", None)}
                     tensors = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}

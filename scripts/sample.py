@@ -20,7 +20,7 @@ def main():
     parser.add_argument(
         "--guidance_scale", type=float, default=None, help="1.5 with classes where the model allows it"
     )
-    parser.add_argument("--num_inference_steps", type=int, default=None, help="25 DDIM steps if not given")
+    parser.add_argument("--num_inference_steps", type=int, default=None, help="if not given, 25 of second order")
     parser.add_argument("--eta", type=float, default=None, help="0 is DDIM, 1 DDPM; the paper's with steps alone")
     parser.add_argument("--batch_size", type=int, default=64, help="images drawn at a time")
     parser.add_argument("--seed", type=int, default=0, help="image i is drawn from seed + i")

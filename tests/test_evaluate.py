@@ -25,7 +25,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel, evaluation, hub, measures, report, training
 from ddpm_hf.evaluation import Evaluation, evaluate
-from ddpm_hf.evaluation_config import EvaluationConfig
+from ddpm_hf.evaluation_config import SAMPLERS, EvaluationConfig
 from ddpm_hf.fidelity import to_uint8
 
 ROOT = Path(__file__).parents[1]
@@ -157,7 +157,7 @@ def test_samples_depend_on_the_seed_and_their_number_not_on_the_batch(home):
 
 def test_the_pipelines_own_sampler_is_written_down(home):
     for given, chosen in (
-        ({}, ("ddim", 20)),
+        ({}, ("sde-dpmsolver++", 20)),
         ({"num_inference_steps": 4}, ("ddpm", 4)),
         ({"sampler": "ddpm"}, ("ddpm", 20)),
         ({"sampler": "unipc"}, ("unipc", 20)),
@@ -274,11 +274,11 @@ def test_a_model_with_learned_variance_is_measured(home):
 @pytest.mark.parametrize("model", ["model", "learned"])
 def test_sweep_measures_every_sampler(home, tmp_path, model):
     config = EvaluationConfig(
-        **options(home, sweep=True, sweep_points=["ddpm:20", "ddim:4", "dpmsolver++:4", "unipc:4"])
+        **options(home, sweep=True, sweep_points=["ddpm:20", *[f"{name}:4" for name in SAMPLERS if name != "ddpm"]])
     )
     result, _ = evaluate(str(home / model), config)
-    assert [point["sampler"] for point in result["sweep"]] == ["ddpm", "ddim", "dpmsolver++", "unipc"]
-    assert len({point["fid"] for point in result["sweep"]}) == 4
+    assert [point["sampler"] for point in result["sweep"]] == list(SAMPLERS)
+    assert len({point["fid"] for point in result["sweep"]}) == len(SAMPLERS)
     assert all(point["spread"] > 0 for point in result["sweep"]) and result["floors"]["fid"] > 0
     assert all(point["seconds_per_image"] > 0 for point in result["sweep"])
     report.save_sweep(tmp_path / "sweep.png", result)

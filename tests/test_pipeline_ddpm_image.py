@@ -146,12 +146,14 @@ def test_output_types():
 
 
 @pytest.mark.parametrize("T", [1000, 20])
-def test_the_default_is_25_ddim_steps(T):
+def test_the_default_is_25_steps_of_second_order(T):
     scheduler = DDPMNoiseScheduler(num_train_timesteps=T, beta_schedule="squaredcos_cap_v2")
     pipe = make_pipeline(scheduler=scheduler)
     image = pipe(generator=seeds(0)[0], autocast=False, output_type="pt").images
     assert len(pipe.scheduler.timesteps) == min(25, T)
-    named = pipe(generator=seeds(0)[0], num_inference_steps=min(25, T), eta=0.0, output_type="pt").images
+    named = pipe(
+        generator=seeds(0)[0], num_inference_steps=min(25, T), eta=1.0, solver_order=2, output_type="pt"
+    ).images
     ancestral = pipe(generator=seeds(0)[0], num_inference_steps=min(25, T), output_type="pt").images
     assert torch.equal(image, named) and not torch.equal(image, ancestral)
 
@@ -164,14 +166,35 @@ def test_eta_is_refused_where_the_step_takes_none(steps):
     pipe.unet.forward = None
     with pytest.raises(ValueError, match="eta=0.0: DDPMScheduler takes none"):
         pipe(num_inference_steps=steps, eta=0.0)
+    with pytest.raises(ValueError, match="solver_order=2: DDPMScheduler takes 1"):
+        pipe(num_inference_steps=steps, solver_order=2)
+
+
+def test_the_default_of_stocks_ddim_is_ddim():
+    pipe = make_pipeline(scheduler=DDIMScheduler())
+    image, named = (
+        pipe(generator=seeds(0)[0], output_type="pt", **o).images for o in ({}, {"num_inference_steps": 25})
+    )
+    assert torch.allclose(image, named, atol=0.02)  # bfloat16, where the hardware has it
+
+
+def test_second_order_samples_the_data_in_25_steps():
+    """The deviation of N(0.2, 0.25), which 25 steps of first order miss."""
+    scheduler = DDPMNoiseScheduler(clip_sample=False, timestep_spacing="trailing")
+    pipe, ends = make_pipeline(ExactDenoiser(sample_size=64), scheduler), {}
+    for order in (1, 2):
+        keep = lambda pipe, i, t, tensors, order=order: ends.update({order: tensors["latents"]})  # noqa: E731
+        pipe(16, seeds(0)[0], eta=1.0, solver_order=order, autocast=False, callback_on_step_end=keep)
+    errors = [abs(ends[order].std() - 0.5) for order in (1, 2)]
+    assert errors[1] < 0.01 < 0.03 < errors[0] and abs(ends[2].mean() - 0.2) < 0.01
 
 
 def test_ddim_depends_on_the_latents_alone():
     pipe = make_pipeline()
     latents = torch.randn(2, 1, 8, 8, generator=seeds(0)[0])
-    images = [pipe(latents=latents, generator=seeds(s)[0], output_type="pt").images for s in (1, 2)]
+    images = [pipe(latents=latents, generator=seeds(s)[0], eta=0.0, output_type="pt").images for s in (1, 2)]
     assert torch.equal(*images) and len(images[0]) == 2
-    drawn = pipe(batch_size=2, generator=seeds(0)[0], output_type="pt").images
+    drawn = pipe(batch_size=2, generator=seeds(0)[0], eta=0.0, output_type="pt").images
     assert torch.equal(images[0], drawn)
 
 
@@ -398,6 +421,7 @@ WITH_NULL = {"num_class_embeds": 4, "id2label": NAMES}
         ({}, {"guidance_scale": 2.0}, "guidance_scale=2.0 needs class_labels"),
         ({}, {"batch_size": 0}, "batch_size=0"),
         ({}, {"eta": 1.5}, "eta=1.5 must be from 0 to 1"),
+        ({}, {"solver_order": 3}, "solver_order=3: DDPMNoiseScheduler takes 1 or 2"),
         ({}, {"guidance_rescale": -0.1}, "guidance_rescale=-0.1 must be from 0 to 1"),
         ({}, {"batch_size": 3, "generator": seeds(1, 2)}, "batch_size=3.*'generator': 2"),
         ({}, {"batch_size": 3, "latents": torch.zeros(2, 1, 8, 8)}, "batch_size=3.*'latents': 2"),

@@ -97,13 +97,14 @@ def exact_output(scheduler, x_t, t, covariance, s) -> torch.Tensor:
     return torch.cat([output, log_variance.float()[:, None].expand_as(output)], dim=1)
 
 
-def sampled_moments(scheduler, n: int, covariance: torch.Tensor, num_samples: int, eta=None):
+def sampled_moments(scheduler, n: int, covariance: torch.Tensor, num_samples: int, eta=None, solver_order=1):
     scheduler.set_timesteps(n)
     chain, g = scheduler.timesteps.tolist(), seeded(7)
-    x_t = torch.randn(num_samples, 3, 1, generator=g)
+    x_t, options = torch.randn(num_samples, 3, 1, generator=g), {}
     for t, s in zip(chain, [*chain[1:], -1]):
         output = exact_output(scheduler, x_t, t, covariance, s)
-        x_t = scheduler.step(output, t, x_t, generator=g, eta=eta).prev_sample
+        x_t, x_0 = scheduler.step(output, t, x_t, g, return_dict=False, eta=eta, **options)
+        options = {"previous_original_sample": x_0} if solver_order == 2 else {}
     return x_t.mean(0).flatten(), x_t.squeeze(-1).T.cov()
 
 
@@ -134,6 +135,15 @@ def test_gaussian_data_comes_out(prediction_type, variance_type, eta):
     )
     moments = sampled_moments(scheduler, n, covariance, num_samples, eta)
     assert_moments(moments, covariance, num_samples)
+
+
+@pytest.mark.parametrize("eta", [None, 0.0, 1.0])
+def test_second_order_is_exact_in_fewer_steps(eta):
+    """In 30 steps, where the first order is far outside of the bounds."""
+    scheduler = DDPMNoiseScheduler(clip_sample=False, beta_schedule="squaredcos_cap_v2", timestep_spacing="trailing")
+    assert_moments(sampled_moments(scheduler, 30, COVARIANCE, 4000, eta, solver_order=2), COVARIANCE, 4000)
+    with pytest.raises(AssertionError):
+        assert_moments(sampled_moments(scheduler, 30, COVARIANCE, 4000, eta), COVARIANCE, 4000)
 
 
 def test_the_closed_form_notices_a_wrong_variance():

@@ -352,6 +352,60 @@ def test_eta_1_is_the_ancestral_step():
         assert torch.allclose(ancestral, ddim, atol=1e-8)
 
 
+@pytest.mark.parametrize("eta, algorithm", [(0.0, "dpmsolver++"), (1.0, "sde-dpmsolver++")])
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+def test_second_order_is_dpm_solver(prediction_type, eta, algorithm):
+    """On any chain, and for a t of each sample; what is handed on is the guess itself."""
+    for spacing, n in itertools.product(SPACINGS, (5, 25)):
+        config = {"prediction_type": prediction_type, "clip_sample": False, "timestep_spacing": spacing}
+        ours = DDPMNoiseScheduler(**config, beta_schedule="squaredcos_cap_v2", steps_offset=1)
+        stock = DPMSolverMultistepScheduler.from_config(
+            ours.config, algorithm_type=algorithm, final_sigmas_type="zero"
+        )
+        ours.set_timesteps(n)
+        stock.set_timesteps(timesteps=ours.timesteps.tolist())
+        samples = []
+        for scheduler in (ours, stock):
+            x_t, g, options = randn(2, 3, 4, 4), seeded(), {"eta": eta} if scheduler is ours else {}
+            for t in ours.timesteps:
+                output = torch.tanh(x_t + t / 1000)
+                ts = t.expand(2) if scheduler is ours else t
+                step = scheduler.step(output, ts, x_t, generator=g, **options)
+                x_t = step.prev_sample
+                if scheduler is ours:
+                    options["previous_original_sample"] = step.pred_original_sample
+            samples.append(x_t)
+        assert (samples[0] - samples[1]).abs().max() < 3e-4 * samples[1].abs().max(), (spacing, n)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_the_ends_are_of_first_order(spacing):
+    """The first step has none before it, the last goes to no noise at all; with zero terminal SNR the second has no trend either."""
+    for zero_snr, n in itertools.product((False, True), (1, 2, 10, 1000)):
+        ours = DDPMNoiseScheduler(timestep_spacing=spacing, rescale_betas_zero_snr=zero_snr, prediction_type="sample")
+        ours.set_timesteps(n)
+        x_t, x_0, before = randn(3, 1, 4, 4).unbind()
+        for i, t in enumerate(ours.timesteps):
+            one, two = (
+                ours.step(x_0, t, x_t, eta=0.5, use_clipped_model_output=True, **o, generator=seeded())
+                for o in ({}, {"previous_original_sample": before})
+            )
+            first_order = i in (0, n - 1) or (i == 1 and ours.alphas_cumprod[ours.timesteps[0]] == 0)
+            assert torch.equal(one.prev_sample, two.prev_sample) == first_order, (n, i)
+            assert two.prev_sample.isfinite().all() and torch.equal(one.pred_original_sample, two.pred_original_sample)
+
+
+def test_second_order_of_equal_guesses_is_first_order():
+    ours = DDPMNoiseScheduler(prediction_type="sample")
+    ours.set_timesteps(20)
+    x_t, x_0 = randn(2, 3, 4, 4), randn(2, 3, 4, 4, seed=1).clamp(-1, 1)
+    for t, eta in itertools.product(ours.timesteps, (None, 0.5)):
+        options = {"eta": eta, "use_clipped_model_output": eta is not None}
+        one = ours.step(x_0, t, x_t, seeded(), **options)
+        two = ours.step(x_0, t, x_t, seeded(), previous_original_sample=x_0, **options)
+        assert torch.equal(one.prev_sample, two.prev_sample)
+
+
 # ---------------------------------------------------------------------- graphs and devices
 
 

@@ -8,6 +8,7 @@
     p(x_{t-1} | x_t) = q(x_{t-1} | x_t, x_0 = the model's x_0) with variance sigma_t^2       Eq. 11, Algorithm 2
     sigma_t^2 = exp(v log beta_t + (1 - v) log beta~_t)                          Improved DDPM (2102.09672) Eq. 15
     DDIM (2010.02502) Eq. 12, 16: x_{t-1} = sqrt(abar_{t-1}) x_0 + sqrt(1 - abar_{t-1} - sigma^2) noise + sigma z
+    DPM-Solver++(2M) (2211.01095) Algorithm 2: the same with x_0 + h_t / (2 h_{t+1}) (x_0 - x_0 of the step before), h_t its log-SNR's gain
 
 The index, once and for all: code t in 0..T-1 is the paper's t + 1, and abar before 0 is 1. On a chain with fewer steps (`set_timesteps`)
 "t - 1" is the next timestep of the chain, and alpha_t = abar_t / abar_{t-1}.
@@ -150,6 +151,10 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
         stand_in = small[self._last_two[0]] if len(self._last_two) == 2 else beta
         clipped = torch.where(previous < 0, stand_in, small).clamp(min=1e-20)
         small = small.clamp(min=1e-20)
+        log_snr, chain = torch.log(abar / (1 - abar)), (self._previous != -2).nonzero().flatten()
+        before = torch.arange(1, len(abar) + 1).clamp(max=len(abar) - 1)
+        before[chain] = torch.cat([chain[1:], chain[-1:]])  # each t's step before, the first one's is itself
+        trend = (log_snr[previous] - log_snr) / (log_snr - log_snr[before]) / 2
         large = torch.where(previous < 0, clipped, beta) if "fixed" in self.variance_type else beta
         std = (beta if "large" in self.variance_type else small) ** 0.5
         return {
@@ -166,6 +171,7 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
             "std_small": small**0.5,
             "sqrt_abar_prev": abar_prev**0.5,
             "one_minus_abar_prev": 1 - abar_prev,
+            "trend": torch.where((previous >= 0) & trend.isfinite(), trend, 0),  # the ends are of first order
             "not_last": (previous >= 0).to(abar.dtype),
         }
 
@@ -339,6 +345,7 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
         return_dict: bool = True,
         eta: float | None = None,
         use_clipped_model_output: bool = False,
+        previous_original_sample: torch.Tensor | None = None,
     ) -> DDPMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """Draw x_{t-1} from p(x_{t-1} | x_t): a line of Algorithm 2, or with `eta` a step of DDIM (0 is deterministic, 1 is DDPM).
 
@@ -348,9 +355,14 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
             sample: x_t, (B, C, ...) in any float dtype; computed in float32 or better and returned in its own dtype.
             generator: for the noise; a list has one for each sample.
             use_clipped_model_output: with `eta`, take the noise from the clipped x_0, as the posterior does, and not from the output.
+            previous_original_sample: `pred_original_sample` (B, C, ...) of the step before, which makes this one of second order:
+                DPM-Solver++(2M) with eta=0, its SDE with eta=1 (arXiv:2211.01095).
         """
         x_t, timestep = _float(sample), _on_host(timestep)
-        x_0 = self._clip(self.predict_x_0(model_output, timestep, x_t))
+        x_0 = guess = self._clip(self.predict_x_0(model_output, timestep, x_t))
+        if previous_original_sample is not None:
+            (trend,) = self._at(timestep, x_t, "trend")
+            x_0 = guess + trend * (guess - _float(previous_original_sample))
         if eta is None:
             x_prev, _ = self.posterior(x_0, x_t, timestep)  # Eq. 11
             v = self._split(model_output, x_t)[1]
@@ -359,7 +371,7 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
         else:
             signal, room, std = self._at(timestep, x_t, "sqrt_abar_prev", "one_minus_abar_prev", "std_small")
             noise = self.predict_noise(model_output, timestep, x_t)
-            if use_clipped_model_output:
+            if use_clipped_model_output or previous_original_sample is not None:
                 a, b = self._at(timestep, x_t, "sqrt_abar", "sqrt_one_minus_abar")
                 noise = (x_t - a * x_0) / b  # Eq. 4 solved for the noise
             std = eta * std  # DDIM Eq. 16
@@ -368,8 +380,8 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
             if isinstance(timestep, torch.Tensor):
                 std = std * self._at(timestep, x_t, "not_last")[0]
             x_prev = x_prev + std * randn_tensor(x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype)
-        x_prev, x_0 = x_prev.to(sample.dtype), x_0.to(sample.dtype)
-        return DDPMSchedulerOutput(prev_sample=x_prev, pred_original_sample=x_0) if return_dict else (x_prev, x_0)
+        x_prev, guess = x_prev.to(sample.dtype), guess.to(sample.dtype)
+        return DDPMSchedulerOutput(prev_sample=x_prev, pred_original_sample=guess) if return_dict else (x_prev, guess)
 
     # ------------------------------------------------------------------ the rest of a diffusers scheduler
 
