@@ -256,7 +256,7 @@ class TrainConfig:
         500, "How often a sample grid is drawn and the held-out loss measured; 0 is only at the end."
     )
     num_validation_images: int = _option(512, "Held-out images for the loss; 0 is none.")
-    guidance_scale: float = _option(1.5, "Of the sample grids.")
+    guidance_scale: float = _option(1.3, "Of the sample grids.")
     logging_steps: int = _option(10, "How often loss and speed are reported.")
     report_to: str = _option("tensorboard", "Tracker: tensorboard, wandb, trackio, or none.")
 

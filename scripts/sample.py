@@ -1,4 +1,4 @@
-"""Draw images: `python scripts/sample.py MODEL --num_images 64 --class_labels Sneaker Bag --guidance_scale 1.5 --output grid.png`."""
+"""Draw images: `python scripts/sample.py MODEL --num_images 64 --class_labels Sneaker Bag --guidance_scale 1.3 --output grid.png`."""
 
 import argparse
 import sys
@@ -18,7 +18,7 @@ def main():
     parser.add_argument("--num_images", type=int, default=64, help="in all; classes share them")
     parser.add_argument("--class_labels", nargs="+", default=None, help="names or labels; all classes if not given")
     parser.add_argument(
-        "--guidance_scale", type=float, default=None, help="1.5 with classes where the model allows it"
+        "--guidance_scale", type=float, default=None, help="1.3 with classes where the model allows it"
     )
     parser.add_argument("--num_inference_steps", type=int, default=None, help="if not given, 25 of second order")
     parser.add_argument("--eta", type=float, default=None, help="0 is DDIM, 1 DDPM; the paper's with steps alone")
@@ -63,7 +63,7 @@ def draw(pipe, args) -> list[Image.Image]:
     )
     scale = args.guidance_scale
     if scale is None:
-        scale = 1.5 if labels and pipe.null_label is not None else 1.0
+        scale = 1.3 if labels and pipe.null_label is not None else 1.0
     states: list[list[Image.Image]] = []  # at each step, of all images
 
     def keep(images: list[Image.Image], step: int) -> None:

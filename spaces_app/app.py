@@ -247,7 +247,7 @@ def build_generate_tab(app: App) -> None:
             )
             guided = app.service.can_guide
             guidance = gr.Slider(
-                1, MAX_GUIDANCE, value=1.5 if guided else 1, step=0.5, label="Guidance (1: none)", visible=guided
+                1, MAX_GUIDANCE, value=1.3 if guided else 1, step=0.1, label="Guidance (1: none)", visible=guided
             )
             dice = gr.Button("⚄ roll", render=False)
             seed = gr.Number(42, precision=0, label="Seed (empty: draw one)", buttons=[dice], elem_id="seed")
