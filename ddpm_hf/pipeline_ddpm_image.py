@@ -77,11 +77,11 @@ class DDPMImagePipeline(DiffusionPipeline):
         guidance_scale: float = 1.0,
         guidance_rescale: float = 0.0,
         eta: float | None = None,
-        solver_order: int | None = None,
         latents: torch.Tensor | None = None,
         autocast: bool | None = None,
         callback_on_step_end: Callable[["DDPMImagePipeline", int, torch.Tensor, dict], dict | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents", "pred_original_sample"),
+        solver_order: int | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Draw `images`: in an `ImagePipelineOutput`, or in a tuple where return_dict is False.
 
@@ -94,10 +94,10 @@ class DDPMImagePipeline(DiffusionPipeline):
             guidance_scale: 1 is plain conditional sampling, more is more typical of the class.
             guidance_rescale: 0 to 1, how much of the guided output's deviation is put back to the unguided one's (arXiv:2305.08891, Section 3.4).
             eta: None is the scheduler's own rule (ours is ancestral, as in the paper); 0 is DDIM, 1 DDPM, for schedulers whose step takes it.
-            solver_order: 2 lets our scheduler's steps look back at the one before (DPM-Solver++ 2M); None: 1, but in the fast default 2.
             latents: the initial noise x_T, (B, C, H, W), instead of a draw.
             autocast: run the U-Net in bfloat16; None: only in the fast default, where the hardware has bfloat16. False is the reference.
             callback_on_step_end: called as f(pipe, step_index, t, tensors) after each step; a dict with "latents" that it returns replaces them. `pipe._interrupt = True` stops the loop.
+            solver_order: 2 lets a step of our scheduler look back at the one before (DPM-Solver++ 2M); None: 1, but 2 in the fast default without eta.
         """
         labels = self._labels(class_labels)
         batch_size = self._batch_size(batch_size, labels, generator, latents)
@@ -111,15 +111,15 @@ class DDPMImagePipeline(DiffusionPipeline):
         looks_back = "previous_original_sample" in takes
         if eta is not None and "eta" not in takes:
             raise ValueError(f"eta={eta}: {name} takes none; None is its own rule.")
-        if solver_order not in (None, 1, 1 + looks_back):
-            raise ValueError(f"solver_order={solver_order}: {name} takes 1{' or 2' * looks_back}.")
+        if solver_order is not None and not (looks_back and solver_order in (1, 2)):
+            raise ValueError(f"solver_order={solver_order}: {name} takes {'1 or 2' if looks_back else 'none'}.")
         if unknown := set(callback_on_step_end_tensor_inputs) - set(known := self._callback_tensor_inputs):
             raise ValueError(f"callback_on_step_end_tensor_inputs has {sorted(unknown)}: choose from {known}.")
         device = self._execution_device
         if num_inference_steps is None:
             num_inference_steps = min(DEFAULT_NUM_INFERENCE_STEPS, self.scheduler.config.num_train_timesteps)
-            eta = float(looks_back) if eta is None else eta
-            solver_order = 1 + looks_back if solver_order is None else solver_order
+            if eta is None:
+                eta, solver_order = float(looks_back), solver_order or 1 + looks_back
             autocast = has_bfloat16(device) if autocast is None else autocast
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         options = self._step_options(generator, eta)
@@ -132,11 +132,15 @@ class DDPMImagePipeline(DiffusionPipeline):
                 step = self.scheduler.step(output, t, latents, **options)
                 latents = step.prev_sample
                 if solver_order == 2:
-                    options["previous_original_sample"] = step.pred_original_sample
+                    options["previous_original_sample"] = (
+                        step.pred_original_sample.clone()
+                    )  # a callback may write to its
                 if callback_on_step_end is not None:
                     tensors = {"latents": latents, "pred_original_sample": getattr(step, "pred_original_sample", None)}
                     tensors = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
                     latents = (callback_on_step_end(self, i, t, tensors) or {}).get("latents", latents)
+                    if latents.shape != x_t.shape:  # nothing to look back at
+                        options.pop("previous_original_sample", None)
                 if self.interrupt:
                     break
 

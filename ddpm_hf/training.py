@@ -82,8 +82,6 @@ class Trainer:
         stateful = (self.lr_scheduler, self.ema, self.averages)
         self.accelerator.register_for_checkpointing(*filter(None, stateful))
         self.step, self.began = self._load_checkpoint(checkpoint) if checkpoint else (0, time.perf_counter())
-        if self.averages and self.accelerator.is_main_process:
-            self.averages.drop_later(self.folder)
         self.validation_data = None if config.streaming else self._load_validation_data()
 
     def _make_unets(self) -> tuple[DDPMUNet2DModel, DDPMUNet2DModel]:
@@ -108,6 +106,8 @@ class Trainer:
                 hub.prepare_push(self.folder, self.repo_id, private=config.hub_private_repo)
             self.folder.mkdir(parents=True, exist_ok=True)
             config.save(self.folder / "run.yaml")
+            if self.averages:
+                self.averages.drop_later(self.folder)
         options = asdict(config).items()
         tracked = {name: value if isinstance(value, (int, float)) else str(value) for name, value in options}
         accelerator.init_trackers("ddpm_hf", config=tracked)

@@ -78,7 +78,7 @@ def load_model(model_id: str) -> tuple[DiffusionPipeline, Path]:
             f"MODEL_ID={model_id!r} is neither a folder here nor a model that can be had from the Hub: {error}"
         ) from None
     pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
-    if pipe.unet.config.num_class_embeds is not None and not pipe.id2label:
+    if pipe.unet.config.num_class_embeds is not None and not getattr(pipe, "id2label", None):
         raise SystemExit(f"MODEL_ID={model_id!r} has classes without names: add id2label to its model_index.json.")
     return pipe.to("cuda" if torch.cuda.is_available() and not ZERO_GPU else "cpu"), folder
 

@@ -166,7 +166,7 @@ def test_eta_is_refused_where_the_step_takes_none(steps):
     pipe.unet.forward = None
     with pytest.raises(ValueError, match="eta=0.0: DDPMScheduler takes none"):
         pipe(num_inference_steps=steps, eta=0.0)
-    with pytest.raises(ValueError, match="solver_order=2: DDPMScheduler takes 1"):
+    with pytest.raises(ValueError, match="solver_order=2: DDPMScheduler takes none"):
         pipe(num_inference_steps=steps, solver_order=2)
 
 
@@ -176,6 +176,21 @@ def test_the_default_of_stocks_ddim_is_ddim():
         pipe(generator=seeds(0)[0], output_type="pt", **o).images for o in ({}, {"num_inference_steps": 25})
     )
     assert torch.allclose(image, named, atol=0.02)  # bfloat16, where the hardware has it
+
+
+def test_a_callback_does_what_it_likes_in_steps_of_second_order():
+    """It may write to the tensors that it gets, and give latents of another shape: the next step is then of first order."""
+    pipe, options = make_pipeline(), {"autocast": False, "output_type": "pt"}
+
+    def previews(pipe, i, t, tensors):
+        tensors["pred_original_sample"].div_(2).add_(0.5)
+
+    def halves(pipe, i, t, tensors):
+        return {"latents": tensors["latents"][:1]} if i == 3 else None
+
+    alone, watched = (pipe(generator=seeds(0)[0], callback_on_step_end=c, **options).images for c in (None, previews))
+    assert torch.equal(alone, watched)
+    assert len(pipe(2, callback_on_step_end=halves, **options).images) == 1
 
 
 def test_second_order_samples_the_data_in_25_steps():
@@ -194,6 +209,9 @@ def test_ddim_depends_on_the_latents_alone():
     latents = torch.randn(2, 1, 8, 8, generator=seeds(0)[0])
     images = [pipe(latents=latents, generator=seeds(s)[0], eta=0.0, output_type="pt").images for s in (1, 2)]
     assert torch.equal(*images) and len(images[0]) == 2
+    named = pipe(num_inference_steps=25, latents=latents, eta=0.0, autocast=False, output_type="pt").images
+    images.append(pipe(latents=latents, eta=0.0, autocast=False, output_type="pt").images)
+    assert torch.equal(named, images[-1])  # whoever names eta gets DDIM
     drawn = pipe(batch_size=2, generator=seeds(0)[0], eta=0.0, output_type="pt").images
     assert torch.equal(images[0], drawn)
 

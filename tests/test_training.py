@@ -184,10 +184,8 @@ def test_fp16_skips_a_step_that_overflows(tmp_path, monkeypatch):
 def test_a_resumed_run_follows_the_options_that_it_is_given(tmp_path):
     train(tiny(tmp_path, max_train_steps=3, ema_sigma_rels=[0.1]))
     whole = Trainer(tiny(tmp_path, resume=True, max_train_steps=3, ema_sigma_rels=[0.1]))
-    stale = lost_snapshot(tmp_path / "run", step=4)
     new = {"learning_rate": 1e-5, "adam_beta2": 0.9, "weight_decay": 0.0, "max_train_steps": 6, "lr_warmup_steps": 2}
     trainer = Trainer(tiny(tmp_path, resume=True, ema_sigma_rels=[0.1], **new))
-    assert not stale.exists() and len(list(stale.parent.iterdir())) == 3
     (group,) = trainer.optimizer.param_groups
     fresh = Trainer(tiny(tmp_path / "fresh", **new))
     for _ in range(3):
@@ -208,12 +206,14 @@ def lost_snapshot(run: Path, step: int) -> Path:
     return path
 
 
-def test_a_run_that_begins_anew_has_no_snapshots(tmp_path):
-    """It was killed before its first checkpoint."""
-    config = tiny(tmp_path, resume=True, ema_sigma_rels=[0.1])
-    stale = lost_snapshot(tmp_path / "run", step=4)
-    config.save(tmp_path / "run" / "run.yaml")
-    assert Trainer(config).step == 0 and not stale.exists()
+def test_snapshots_of_lost_steps_go(tmp_path):
+    """Of a run that was killed before its first checkpoint, and of one that goes on from before them."""
+    options = {"resume": True, "ema_sigma_rels": [0.1]}
+    for steps in (2, 3):
+        stale = lost_snapshot(tmp_path / "run", step=4)
+        tiny(tmp_path, **options).save(tmp_path / "run" / "run.yaml")
+        train(tiny(tmp_path, **options, max_train_steps=steps))
+        assert sorted(path.name[5] for path in stale.parent.iterdir()) == ["1", "2", "3"][:steps]
 
 
 def test_old_checkpoints_go(tmp_path):
