@@ -63,8 +63,8 @@ class Trainer:
             lr=config.learning_rate,
             betas=(0.9, config.adam_beta2),
             weight_decay=config.weight_decay,
-            fused=config.mixed_precision != "fp16"
-            or None,  # a fused one hides from Accelerate the steps that it skips
+            # A fused one hides from Accelerate the steps that fp16 skips; None is the fastest of the others.
+            fused=config.mixed_precision != "fp16" or None,
         )
         model = torch.compile(unet) if config.torch_compile else unet
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
