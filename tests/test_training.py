@@ -303,15 +303,8 @@ def test_sample_script(tmp_path, monkeypatch):
 
 def test_sample_draws_classes_without_names(tmp_path, monkeypatch):
     nameless, grid = tiny_pipeline(labels=None, num_class_embeds=3), tmp_path / "grid.png"
-    arguments = [
-        "sample.py",
-        str(hub.save(nameless, tmp_path / "nameless")),
-        "--num_images",
-        "4",
-        "--class_labels",
-        "2",
-    ]
-    monkeypatch.setattr(sys, "argv", [*arguments, "--num_inference_steps", "2", "--output", str(grid)])
+    options = f"--num_images 4 --class_labels 2 --num_inference_steps 2 --output {grid}".split()
+    monkeypatch.setattr(sys, "argv", ["sample.py", str(hub.save(nameless, tmp_path / "nameless")), *options])
     sample.main()
     assert Image.open(grid).width >= 4 * 8
 

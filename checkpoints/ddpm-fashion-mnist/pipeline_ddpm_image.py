@@ -10,7 +10,7 @@ import inspect
 import json
 import platform
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -119,10 +119,11 @@ class DDPMImagePipeline(DiffusionPipeline):
         if num_inference_steps is None:
             num_inference_steps = min(DEFAULT_NUM_INFERENCE_STEPS, self.scheduler.config.num_train_timesteps)
             if eta is None:
-                eta, solver_order = float(looks_back), solver_order or 1 + looks_back
+                eta, order = (1.0, 2) if looks_back else (0.0, 1)
+                solver_order = solver_order or order
             autocast = has_bfloat16(device) if autocast is None else autocast
         self.scheduler.set_timesteps(num_inference_steps, device=device)
-        options = self._step_options(generator, eta)
+        options = self._step_options(takes, generator, eta)
         latents = self._initial_noise(batch_size, generator, latents, device)
         self._interrupt = False
         with torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext():  # casts the weights once
@@ -132,9 +133,8 @@ class DDPMImagePipeline(DiffusionPipeline):
                 step = self.scheduler.step(output, t, latents, **options)
                 latents = step.prev_sample
                 if solver_order == 2:
-                    options["previous_original_sample"] = (
-                        step.pred_original_sample.clone()
-                    )  # a callback may write to its
+                    # A copy: a callback may write to its own.
+                    options["previous_original_sample"] = step.pred_original_sample.clone()
                 if callback_on_step_end is not None:
                     tensors = {"latents": latents, "pred_original_sample": getattr(step, "pred_original_sample", None)}
                     tensors = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
@@ -217,9 +217,8 @@ class DDPMImagePipeline(DiffusionPipeline):
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         return latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
 
-    def _step_options(self, generator, eta: float | None) -> dict:
+    def _step_options(self, takes: Mapping[str, inspect.Parameter], generator, eta: float | None) -> dict:
         """What of generator and eta this scheduler's step takes."""
-        takes = inspect.signature(self.scheduler.step).parameters
         options = {"generator": generator, "eta": eta}
         if eta is not None or "eta" not in takes or takes["eta"].default is not None:  # a DDIM step
             # Guidance overshoots, x_0 is clipped, and noise that does not know of it would put the excess back with the opposite sign.
