@@ -23,7 +23,7 @@ data: .venv/train
 	  "set FASHION_MNIST_DIR to a folder with its four IDX files." >&2; exit 1; }
 
 test: .venv/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 check: .venv/dev
 	$(BIN)/ruff check .

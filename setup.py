@@ -56,6 +56,7 @@ setup(
             *APP,
             *NOTEBOOK,
             "pytest",
+            "pytest-xdist",
             "ruff",
             "mypy",
             "playwright",

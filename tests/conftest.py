@@ -1,8 +1,19 @@
 # ruff: noqa: E402, F401
+import os
 from pathlib import Path
 
 from hub_server import use_local_hub
 
+
+def use_own_cores():
+    """Give this worker of pytest-xdist, and all that it starts, its part of the cores: threads of two would wait for each other."""
+    if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+        number, count = int(os.environ["PYTEST_XDIST_WORKER"][2:]), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[number::count] or cores)
+
+
+use_own_cores()  # before anything imports torch
 use_local_hub()  # before anything imports huggingface_hub
 
 import pytest

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,36 +33,39 @@ CASES += [(2, moment) for moment in ("between the passes of a step", "in a save,
 
 
 @pytest.fixture(scope="module")
-def whole(request, tmp_path_factory):
-    """A run that nothing happened to, in bf16, with dropout and flips."""
-    folder = tmp_path_factory.mktemp("whole")
-    assert run(folder, request.param, **OPTIONS[request.param]) == [0] * request.param
-    return request.param, folder
+def whole(tmp_path_factory):
+    """num_ranks -> the folder of a run that nothing happened to, in bf16, with dropout and flips."""
+
+    @cache
+    def folder(num_ranks: int) -> Path:
+        path = tmp_path_factory.mktemp("whole")
+        assert run(path, num_ranks, **OPTIONS[num_ranks]) == [0] * num_ranks
+        return path
+
+    return folder
 
 
-@pytest.mark.parametrize(("whole", "moment"), CASES, indirect=["whole"])
-def test_killed_at_any_moment(whole, tmp_path, moment, record_property):
-    num_ranks, expected = whole
+@pytest.mark.parametrize(("num_ranks", "moment"), CASES)
+def test_killed_at_any_moment(whole, tmp_path, num_ranks, moment, record_property):
     options = OPTIONS[num_ranks]
     assert run(tmp_path, num_ranks, interrupt=(kill, *MOMENTS[moment]), **options)[-1] == -signal.SIGKILL
     assert run(tmp_path, num_ranks, resume=True, **options) == [0] * num_ranks
-    found = differences(expected, tmp_path)
+    found = differences(whole(num_ranks), tmp_path)
     record_property("differences", found)
     assert set(found.values()) == {0.0}
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-4", "step-6"]
     assert len(list((tmp_path / "averages").iterdir())) == 6
 
 
-@pytest.mark.parametrize("whole", [1, 2], indirect=True)
-def test_sigterm_saves_and_leaves(whole, tmp_path):
-    num_ranks, expected = whole
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_sigterm_saves_and_leaves(whole, tmp_path, num_ranks):
     options = OPTIONS[num_ranks]
     moment = (terminate, "ddpm_hf.training:training_losses", 5)
     assert run(tmp_path, num_ranks, interrupt=moment, **options) == [0] * num_ranks
     last_line = (tmp_path / "out-0.txt").read_text().strip().splitlines()[-1]
     assert last_line == "Stopped by SIGTERM at step 3, saved. --resume goes on."
     assert run(tmp_path, num_ranks, resume=True, **options) == [0] * num_ranks
-    assert set(differences(expected, tmp_path).values()) == {0.0}
+    assert set(differences(whole(num_ranks), tmp_path).values()) == {0.0}
 
 
 def test_the_same_run_on_any_topology(tmp_path, record_property):
