@@ -25,6 +25,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from pictures import draw_schedule, enlarge, make_grid, save_downloads, to_data_uri
 from PIL import Image
 from service import (
+    DEFAULT_SAMPLER,
     MAX_BATCH,
     MAX_GUIDANCE,
     MAX_IMAGES,
@@ -40,7 +41,6 @@ from service import (
 
 HERE = Path(__file__).resolve().parent
 MODEL_ID = os.environ.get("MODEL_ID", str(HERE.parent / "checkpoints" / "ddpm-fashion-mnist"))
-DEFAULT_SAMPLER = next(iter(SAMPLERS))
 ALL_CLASSES, NO_CLASS = "All, in turn", "None: whatever comes"
 REAL_IMAGES = ["T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 
@@ -110,7 +110,7 @@ class App:
         self.pipe, self.folder = load_model(model_id)
         self.service = SamplingService(self.pipe)
         self.class_names = self.service.class_names
-        self.num_steps = {name: min(num_steps, self.service.num_timesteps) for name, num_steps in SAMPLERS.items()}
+        self.num_steps = {name: min(steps, self.service.num_timesteps) for name, (steps, _) in SAMPLERS.items()}
 
     def start(self, class_labels, batch_size, num_inference_steps, sampler, guidance_scale, seed) -> Job:
         """Checks what was asked for and puts it in line; a bad value or a full line is told to the visitor."""

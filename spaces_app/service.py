@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 try:
@@ -29,7 +29,12 @@ try:
 except ImportError:
     ZERO_GPU = False
 
-SAMPLERS = {"DPM-Solver++": 20, "DDIM": 50, "DDPM": 250}  # and the steps at which each one is at ease
+SAMPLERS: dict[str, tuple[int, dict]] = {  # the steps at which each one is at ease, and its words to the pipeline
+    "DPM-Solver++": (25, {"eta": 1.0, "solver_order": 2}),  # its SDE, the pipeline's fast default
+    "DDIM": (50, {"eta": 0.0}),
+    "DDPM": (250, {}),
+}
+DEFAULT_SAMPLER = next(iter(SAMPLERS))
 MAX_IMAGES = 16
 MAX_GUIDANCE = 10.0
 MAX_SEED = 2**32 - 1
@@ -47,8 +52,8 @@ class Parameters:
 
     class_labels: tuple[str, ...] | None = None  # image i is of class i modulo their number; none: no class
     batch_size: int = 10
-    num_inference_steps: int = 50
-    sampler: str = "DDIM"
+    num_inference_steps: int = SAMPLERS[DEFAULT_SAMPLER][0]
+    sampler: str = DEFAULT_SAMPLER
     guidance_scale: float = 1.0
     seed: int = 0
 
@@ -110,13 +115,6 @@ class Job:
                 return
 
 
-class DPMSolver(DPMSolverMultistepScheduler):
-    """DPM-Solver++ that takes no notice of the variance which some models predict beside the mean."""
-
-    def step(self, model_output, timestep, sample, **kwargs):
-        return super().step(model_output[:, : sample.shape[1]], timestep, sample, **kwargs)
-
-
 class SamplingService:
     """Runs the jobs of many visitors on one pipeline.
 
@@ -132,10 +130,6 @@ class SamplingService:
         self.class_names = list((pipe.id2label or {}).values())
         self.has_null_label = not self.class_names or pipe.null_label is not None
         self.can_guide = bool(self.class_names) and pipe.null_label is not None
-        # the last steps of a cosine schedule have no signal at all, which this solver cannot divide by
-        solver = DPMSolver.from_config(pipe.scheduler.config, lambda_min_clipped=-5.1, variance_type=None)
-        self._dpm_solver = type(pipe)(unet=pipe.unet, scheduler=solver, id2label=pipe.id2label)
-        self._dpm_solver.set_progress_bar_config(disable=True)
         self._sample = spaces.GPU(self._denoise, duration=GPU_SECONDS) if ZERO_GPU else self._denoise
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
@@ -234,27 +228,20 @@ class SamplingService:
     def _denoise(self, sampler, num_steps, guidance_scale, seeds, label_ids) -> Iterator[tuple]:
         """Yields a Frame's (step, timestep, x_t, x_0) of the whole batch at the steps that are shown, the last among them,
         and () at the others. Closed early, it ends the computation. Its arguments and what it yields can be pickled."""
-        pipe = self._dpm_solver if sampler == "DPM-Solver++" else self.pipe
         if ZERO_GPU:
-            pipe.to("cuda")  # only this process has one
+            self.pipe.to("cuda")  # only this process has one
         every = math.ceil(num_steps / MAX_FRAMES)
         steps, closed = queue.SimpleQueue(), threading.Event()
 
         def on_step_end(pipe, step_index, timestep, tensors):
             pipe._interrupt = closed.is_set()
-            left = len(pipe.scheduler.timesteps) - 1 - step_index  # DPM-Solver++ drops the steps that have no signal
-            if left % every:
-                steps.put(())
-                return {}
-            x_0 = tensors["pred_original_sample"]
-            if x_0 is None:  # DPM-Solver++ returns no prediction, but works with it
-                x_0 = pipe.scheduler.model_outputs[-1]
-            steps.put((num_steps - left, int(timestep), to_uint8(tensors["latents"]), to_uint8(x_0)))
-            return {}
+            step = step_index + 1
+            shown = (num_steps - step) % every == 0
+            steps.put((step, int(timestep), *map(to_uint8, tensors.values())) if shown else ())
 
         with ThreadPoolExecutor(1) as thread:
             run = thread.submit(
-                pipe,
+                self.pipe,
                 batch_size=len(seeds),
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
                 num_inference_steps=num_steps,
@@ -263,7 +250,7 @@ class SamplingService:
                 guidance_scale=guidance_scale,
                 callback_on_step_end=on_step_end,
                 callback_on_step_end_tensor_inputs=["latents", "pred_original_sample"],
-                **({"eta": 0.0} if sampler == "DDIM" else {}),
+                **SAMPLERS[sampler][1],
             )
             run.add_done_callback(lambda _: steps.put(None))
             try:
