@@ -10,9 +10,10 @@ def use_own_cores():
     if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
         number, count = int(os.environ["PYTEST_XDIST_WORKER"][2:]), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
         cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, cores[number::count] or cores)
+        os.sched_setaffinity(0, cores[number % len(cores) :: count])
 
 
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the suite is for the CPU; CUDA_VISIBLE_DEVICES=0 lends it a GPU
 use_own_cores()  # before anything imports torch
 use_local_hub()  # before anything imports huggingface_hub
 
