@@ -14,7 +14,7 @@ from .pipeline_ddpm_image import has_bfloat16
 def use_all_cores(state) -> None:
     """Give this rank its part of the cores, where it computes on them. `state`: an Accelerator or a PartialState."""
     if state.device.type == "cpu":
-        torch.set_num_threads(max(_num_cores() // state.num_processes, 1))
+        torch.set_num_threads(max(num_cores() // state.num_processes, 1))
 
 
 def runs_on_cpu() -> bool:
@@ -35,14 +35,13 @@ def default_precision() -> str:
 def describe_hardware(state) -> str:
     """What a launch runs on, e.g. "2 CPU cores" or "8 x NVIDIA H100 80GB HBM3"."""
     if state.device.type == "cpu":
-        num_cores = _num_cores()
-        return f"{num_cores} CPU core{'s' * (num_cores > 1)}"
+        return f"{num_cores()} CPU core{'s' * (num_cores() > 1)}"
     is_cuda = state.device.type == "cuda"
     return (
         f"{state.num_processes} x {torch.cuda.get_device_name(state.device) if is_cuda else state.device.type.upper()}"
     )
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

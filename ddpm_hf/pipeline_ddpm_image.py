@@ -12,6 +12,7 @@ import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +95,10 @@ class DDPMImagePipeline(DiffusionPipeline):
             guidance_scale: 1 is plain conditional sampling, more is more typical of the class.
             guidance_rescale: 0 to 1, how much of the guided output's deviation is put back to the unguided one's (arXiv:2305.08891, Section 3.4).
             eta: None is the scheduler's own rule (ours is ancestral, as in the paper); 0 is DDIM, 1 DDPM, for schedulers whose step takes it.
+                The noise then goes by the clipped x_0: diffusers' `use_clipped_model_output=True`.
             latents: the initial noise x_T, (B, C, H, W), instead of a draw.
             autocast: run the U-Net in bfloat16; None: only in the fast default, where the hardware has bfloat16. False is the reference.
-            callback_on_step_end: called as f(pipe, step_index, t, tensors) after each step; a dict with "latents" that it returns replaces them. `pipe._interrupt = True` stops the loop.
+            callback_on_step_end: called as f(pipe, step_index, t, tensors) after each step, under the U-Net's autocast; a dict with "latents" that it returns replaces them. `pipe._interrupt = True` stops the loop.
             solver_order: 2 lets a step of our scheduler look back at the one before (DPM-Solver++ 2M); None: 1, but 2 in the fast default without eta.
         """
         labels = self._labels(class_labels)
@@ -117,7 +119,7 @@ class DDPMImagePipeline(DiffusionPipeline):
             raise ValueError(f"callback_on_step_end_tensor_inputs has {sorted(unknown)}: choose from {known}.")
         device = self._execution_device
         if num_inference_steps is None:
-            num_inference_steps = min(DEFAULT_NUM_INFERENCE_STEPS, self.scheduler.config.num_train_timesteps)
+            num_inference_steps = min(DEFAULT_NUM_INFERENCE_STEPS, len(self.scheduler))
             if eta is None:
                 eta, order = (1.0, 2) if looks_back else (0.0, 1)
                 solver_order = solver_order or order
@@ -175,7 +177,7 @@ class DDPMImagePipeline(DiffusionPipeline):
             raise ValueError(f"class_labels={class_labels}: this model was trained without class labels.")
         if isinstance(class_labels, str):
             class_labels = self.get_label_ids(class_labels)[0]
-        elif not isinstance(class_labels, int | torch.Tensor):
+        elif not isinstance(class_labels, Integral | torch.Tensor):
             class_labels = [self.get_label_ids(c)[0] if isinstance(c, str) else c for c in class_labels]
         labels = torch.as_tensor(class_labels, dtype=torch.int64)
         if labels.numel() == 0 or labels.min() < 0 or labels.max() >= num_labels:

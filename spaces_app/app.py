@@ -128,6 +128,7 @@ class App:
         return {
             "model": self.model_id if not Path(self.model_id).is_dir() else Path(self.model_id).name,
             **asdict(parameters),
+            **SAMPLERS[parameters.sampler][1],
             "class_labels": parameters.labels,
             "seeds": parameters.seeds,
             "versions": {"diffusers": diffusers.__version__, "torch": torch.__version__},
@@ -283,6 +284,7 @@ def build_generate_tab(app: App) -> None:
         show_progress="hidden",
         concurrency_limit=None,  # the line is the service's, which tells each visitor the place in it
     )
+    run.then(None, js="() => { document.dispatchEvent(new Event('ended')) }")  # or was stopped: not before can it run again
     stop.click(None, cancels=[run])
     dice.click(None, None, seed, js="() => Math.floor(Math.random() * 2 ** 32)")
     sampler.input(app.num_steps.get, sampler, steps, api_visibility="private", queue=False)

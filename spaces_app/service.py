@@ -30,7 +30,7 @@ except ImportError:
     ZERO_GPU = False
 
 SAMPLERS: dict[str, tuple[int, dict]] = {  # the steps at which each one is at ease, and its words to the pipeline
-    "DPM-Solver++": (25, {"eta": 1.0, "solver_order": 2}),  # its SDE, the pipeline's fast default
+    "DPM++ 2M SDE": (25, {"eta": 1.0, "solver_order": 2}),  # as in the pipeline's fast default
     "DDIM": (50, {"eta": 0.0}),
     "DDPM": (250, {}),
 }
@@ -237,7 +237,8 @@ class SamplingService:
             pipe._interrupt = closed.is_set()
             step = step_index + 1
             shown = (num_steps - step) % every == 0
-            steps.put((step, int(timestep), *map(to_uint8, tensors.values())) if shown else ())
+            x_t, x_0 = tensors["latents"], tensors["pred_original_sample"]
+            steps.put((step, int(timestep), to_uint8(x_t), to_uint8(x_0)) if shown else ())
 
         with ThreadPoolExecutor(1) as thread:
             run = thread.submit(

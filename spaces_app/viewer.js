@@ -6,7 +6,7 @@ const slider = element.querySelector("input");
 const where = element.querySelector("output");
 const status = element.querySelector(".status");
 let following = true;
-let stopped = false; // by the visitor; frames that were on their way still arrive
+let stopped = ""; // what to say once the visitor has stopped it; frames that were on their way still arrive
 
 function show(index) {
   const [step, timestep, x_t, x_0] = props.value.frames[index];
@@ -18,7 +18,7 @@ function show(index) {
 
 function render() {
   const frames = props.value?.frames ?? [];
-  status.textContent = stopped ? "stopped" : (props.value?.status ?? "");
+  status.textContent = stopped || (props.value?.status ?? "");
   element.querySelector(".viewer").classList.toggle("empty", frames.length === 0);
   slider.disabled = frames.length < 2;
   if (frames.length === 0) {
@@ -37,12 +37,14 @@ slider.addEventListener("input", () => {
 });
 document.addEventListener("click", (event) => {
   if (event.target.closest("#generate")) {
-    stopped = false;
+    stopped = "";
     element.scrollIntoView({ block: "nearest" }); // on a phone it is below the button
   }
   if (!event.target.closest("#stop") || !props.value || props.value.done) return;
-  stopped = true;
-  status.textContent = "stopped";
+  status.textContent = stopped = "stopping";
+});
+document.addEventListener("ended", () => {
+  if (stopped) status.textContent = stopped = "stopped";
 });
 watch("value", render);
 render();

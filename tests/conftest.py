@@ -13,7 +13,6 @@ def use_own_cores():
         os.sched_setaffinity(0, cores[number % len(cores) :: count])
 
 
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the suite is for the CPU; CUDA_VISIBLE_DEVICES=0 lends it a GPU
 use_own_cores()  # before anything imports torch
 use_local_hub()  # before anything imports huggingface_hub
 
@@ -22,7 +21,21 @@ import torch
 from hub_fixtures import no_waiting, remote, saved, saved_once
 from tiny import TINY_UNET
 
+from ddpm_hf.cores import num_cores
+
 DATA = Path(__file__).parent / "data"
+
+
+def pytest_configure(config):
+    if (
+        config.option.markexpr != "cuda"
+    ):  # the suite is for the CPU, where there is a GPU, too; `pytest -m cuda` is for that
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    return num_cores()
 
 
 def pytest_collection_modifyitems(items):

@@ -27,7 +27,18 @@ ALLOWED_SIBLINGS = {
     | {"pipeline_ddpm_image", "scheduling_ddpm_noise"},
     "__init__": HUB_FILES,
 }
-STANDARD = {"collections", "contextlib", "inspect", "json", "math", "pathlib", "platform", "shutil", "typing"}
+STANDARD = {
+    "collections",
+    "contextlib",
+    "inspect",
+    "json",
+    "math",
+    "numbers",
+    "pathlib",
+    "platform",
+    "shutil",
+    "typing",
+}
 
 
 def imports(path: Path) -> set[str]:

@@ -147,7 +147,8 @@ def test_output_types():
 
 @pytest.mark.parametrize("T", [1000, 20])
 def test_the_default_is_25_steps_of_second_order(T):
-    scheduler = DDPMNoiseScheduler(num_train_timesteps=T, beta_schedule="squaredcos_cap_v2")
+    betas = DDPMNoiseScheduler(num_train_timesteps=T, beta_schedule="squaredcos_cap_v2").betas
+    scheduler = DDPMNoiseScheduler(trained_betas=betas.tolist())  # whose number is the chain's length
     pipe = make_pipeline(scheduler=scheduler)
     image = pipe(generator=seeds(0)[0], autocast=False, output_type="pt").images
     assert len(pipe.scheduler.timesteps) == min(25, T)
@@ -284,7 +285,7 @@ def test_labels_by_number_and_name(labelled, given):
     assert not torch.equal(images, labelled(generator=seeds(1, 2), class_labels=[1, 1], **options).images)
 
 
-@pytest.mark.parametrize("given", [2, "Bag", torch.tensor(2)])
+@pytest.mark.parametrize("given", [2, np.int64(2), "Bag", torch.tensor(2)])
 def test_one_label_serves_all_images(labelled, given):
     assert len(labelled(batch_size=3, class_labels=given, num_inference_steps=1).images) == 3
     assert labelled.calls[0][2].tolist() == [2, 2, 2]

@@ -123,6 +123,16 @@ def test_previous_timestep_before_set_timesteps_and_off_the_chain():
         scheduler.set_timesteps(10)
         with pytest.raises(IndexError):
             scheduler.previous_timestep(5)
+        with pytest.raises(IndexError):
+            scheduler.step(randn(1, 1, 4, 4), 5, randn(1, 1, 4, 4))
+
+
+@pytest.mark.parametrize("variance_type", ["learned", "learned_range"])
+def test_where_the_model_says_no_variance_it_is_the_posteriors(variance_type):
+    ours, fixed = DDPMNoiseScheduler(variance_type=variance_type), DDPMNoiseScheduler(variance_type="fixed_small")
+    inputs = randn(1, 1, 4, 4), 500, randn(1, 1, 4, 4, seed=1)
+    for value, expected in zip(ours.p_mean_variance(*inputs), fixed.p_mean_variance(*inputs)):
+        assert_same_bits(value, expected)
 
 
 @pytest.mark.parametrize("chain", [[999, 998, 3], [0], [500, 20], list(range(999, -1, -1)), [100, 87, 50, 1, 0]])

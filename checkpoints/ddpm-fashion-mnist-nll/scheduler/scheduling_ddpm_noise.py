@@ -76,7 +76,8 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
         num_train_timesteps: T, the length of the chain that the model is trained on.
         beta_start, beta_end: ends of the linear, scaled_linear and sigmoid schedules.
         beta_schedule: linear, scaled_linear, squaredcos_cap_v2, sigmoid or laplace.
-        trained_betas: the T betas themselves, instead of a named schedule.
+        trained_betas: the T betas themselves, instead of a named schedule. Coefficients are made of them once: what is written into
+            `alphas_cumprod` later need not be followed.
         variance_type: sigma_t^2 of the reverse step: fixed_small(_log) is beta~_t, fixed_large(_log) is beta_t, learned is the model's
             second half of channels read as log sigma_t^2, learned_range as v in [-1, 1] between log beta~_t and log beta_t.
         clip_sample, clip_sample_range: clamp the predicted x_0 to +-clip_sample_range.
@@ -129,6 +130,7 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
     def _set_chain(self, timesteps: torch.Tensor, device: str | torch.device | None = None) -> None:
         """Make `timesteps` (strictly decreasing) the chain: remember who precedes whom and drop the old tables."""
         self.timesteps, self._last_two = timesteps.to(device), timesteps[-2:].tolist()
+        self._chain = set(timesteps.tolist())
         self._previous = torch.full((len(self.betas),), -2)  # -2: not on the chain
         self._previous[timesteps] = torch.cat([timesteps[1:], torch.tensor([-1])])
         self._tables: dict[tuple[torch.device, torch.dtype], dict[str, torch.Tensor]] = {}
@@ -307,13 +309,13 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
 
     def _log_variance(self, t: Timestep, x_t: torch.Tensor, v: torch.Tensor | None) -> torch.Tensor:
         """log sigma_t^2 of p. v: the model's variance channels (B, C, ...), where they are learned."""
+        log_small, log_large = self._at(t, x_t, "log_small", "log_large")
+        if v is None:
+            return log_large if "large" in self.variance_type else log_small
         if self.variance_type == "learned":
             return v
-        log_small, log_large = self._at(t, x_t, "log_small", "log_large")
-        if self.variance_type == "learned_range":
-            frac = (v + 1) / 2
-            return frac * log_large + (1 - frac) * log_small  # Improved DDPM Eq. 15
-        return log_large if "large" in self.variance_type else log_small
+        frac = (v + 1) / 2
+        return frac * log_large + (1 - frac) * log_small  # Improved DDPM Eq. 15
 
     def _get_variance(
         self, t: Timestep, predicted_variance: torch.Tensor | None = None, variance_type: str | None = None
@@ -347,7 +349,8 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
         use_clipped_model_output: bool = False,
         previous_original_sample: torch.Tensor | None = None,
     ) -> DDPMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
-        """Draw x_{t-1} from p(x_{t-1} | x_t): a line of Algorithm 2, or with `eta` a step of DDIM (0 is deterministic, 1 is DDPM).
+        """Draw x_{t-1} from p(x_{t-1} | x_t): a line of Algorithm 2, or with `eta` a step of DDIM (0 is deterministic, 1 is DDPM with
+        variance beta~, whatever the model says of it).
 
         Args:
             model_output: (B, C, ...), or (B, 2C, ...) with a learned variance.
@@ -359,6 +362,8 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
                 DPM-Solver++(2M) with eta=0, its SDE with eta=1 (arXiv:2211.01095).
         """
         x_t, timestep = _float(sample), _on_host(timestep)
+        if isinstance(timestep, int) and timestep not in self._chain:
+            raise IndexError(f"timestep={timestep} is not one of the chain's timesteps {self.timesteps.tolist()}.")
         x_0 = guess = self._clip(self.predict_x_0(model_output, timestep, x_t))
         if previous_original_sample is not None:
             (trend,) = self._at(timestep, x_t, "trend")
