@@ -284,7 +284,8 @@ def build_generate_tab(app: App) -> None:
         show_progress="hidden",
         concurrency_limit=None,  # the line is the service's, which tells each visitor the place in it
     )
-    run.then(None, js="() => { document.dispatchEvent(new Event('ended')) }")  # or was stopped: not before can it run again
+    # When it is done, or stopped for good: before that, gradio takes no click on Generate.
+    run.then(None, js="() => { document.dispatchEvent(new Event('ended')) }")
     stop.click(None, cancels=[run])
     dice.click(None, None, seed, js="() => Math.floor(Math.random() * 2 ** 32)")
     sampler.input(app.num_steps.get, sampler, steps, api_visibility="private", queue=False)

@@ -30,7 +30,7 @@ except ImportError:
     ZERO_GPU = False
 
 SAMPLERS: dict[str, tuple[int, dict]] = {  # the steps at which each one is at ease, and its words to the pipeline
-    "DPM++ 2M SDE": (25, {"eta": 1.0, "solver_order": 2}),  # as in the pipeline's fast default
+    "DPM++ SDE": (25, {"eta": 1.0, "solver_order": 2}),  # as in the pipeline's fast default
     "DDIM": (50, {"eta": 0.0}),
     "DDPM": (250, {}),
 }
