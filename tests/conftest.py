@@ -27,15 +27,14 @@ DATA = Path(__file__).parent / "data"
 
 
 def pytest_configure(config):
-    if (
-        config.option.markexpr != "cuda"
-    ):  # the suite is for the CPU, where there is a GPU, too; `pytest -m cuda` is for that
+    """Keep the suite on the CPU where there is a GPU, too; `pytest -m cuda` is for that."""
+    if config.option.markexpr != "cuda":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers():
-    return num_cores()
+    return num_cores()  # those that we may use, where xdist counts the machine's
 
 
 def pytest_collection_modifyitems(items):
