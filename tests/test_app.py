@@ -495,7 +495,7 @@ def open_page(browser, url):
     """Opens the page on a screen of a size and a colour scheme; what the page loads from elsewhere, or logs, fails the test."""
     pages, complaints = [], []
 
-    def open_page(width=1200, height=900, color_scheme="light"):
+    def open_page(width=1200, height=900, color_scheme="light", url=url):
         page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=color_scheme)
         page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
         page.on("request", lambda r: r.url.startswith(("data:", "blob:", url)) or complaints.append(r.url))
@@ -569,9 +569,8 @@ def slow(here):
     return url, evaluations
 
 
-def test_stop(browser, slow):
-    page = browser.new_page()
-    page.goto(slow[0])
+def test_stop(open_page, slow):
+    page = open_page(url=slow[0])
     page.get_by_label("DDPM").check()
     page.wait_for_function("document.querySelector('input[aria-label*=Steps]').value == '250'")
     page.click("#generate")
@@ -582,7 +581,6 @@ def test_stop(browser, slow):
     page.wait_for_function("document.querySelector('input[aria-label*=Steps]').value == '50'")
     generate(page)
     assert "DDIM, 50 steps" in page.locator(".viewer .status").inner_text()
-    page.close()
 
 
 def ends_early(evaluations):
