@@ -569,7 +569,7 @@ def slow(here):
     return url, evaluations
 
 
-def test_stop(open_page, slow):
+def test_stop(slow, open_page):  # in this order: the page is closed before its app
     page = open_page(url=slow[0])
     page.get_by_label("DDPM").check()
     page.wait_for_function("document.querySelector('input[aria-label*=Steps]').value == '250'")
