@@ -8,6 +8,11 @@ of such a model, by
     scripts/evaluate.py run --bpd_timesteps 50 --num_images 1000 --sampler ddim --output ddim.json
     scripts/evaluate.py run --metrics fid kid precision_recall --sampler ddpm --seeds 0 --output ddpm.json
 
+`ours_after_as_long.json` is our model after as long, which git keeps:
+
+    git worktree add ../half-way 817802d~1
+    scripts/evaluate.py ../half-way/checkpoints/ddpm-fashion-mnist --guidance_scale 1.5 --sampler ddim --bpd_timesteps 20 --mixed_precision bf16 --output ours.json
+
 IMAGES are the 60,000 of FashionMNIST (`programs.write_images`), UNET the network of the preset fashion-mnist, without classes; 30,000 steps.
 """
 
