@@ -6,8 +6,8 @@
     residual block   h = conv1(act(norm1(x)));  h = h + proj(act(temb));  out = shortcut(x) + conv2(dropout(act(norm2(h))))
     attention block  out = x + proj(softmax(q k^T / sqrt(d)) v),  q, k, v = linear(norm(x)) over the H*W positions
 
-Parameter names, shapes and config are those of `diffusers.UNet2DModel`, so weights load in both directions, strictly; the layers and the
-order in which they are made (and so their values for a seed) are written out here. The file stands alone (torch, diffusers): it is copied
+Parameter names, shapes, order and config are those of `diffusers.UNet2DModel`, so weights load in both directions, strictly; the layers
+and the order in which they are made (and so their values for a seed) are written out here. The file stands alone (torch, diffusers): it is copied
 into every saved model. What depends on t alone is computed once per call, and for one row only when the whole batch shares t.
 """
 
@@ -179,7 +179,7 @@ class UNetBlock(nn.Module):
     def __init__(self):
         super().__init__()
         self.gradient_checkpointing = False
-        self.resnets, self.attentions = nn.ModuleList(), nn.ModuleList()
+        self.attentions, self.resnets = nn.ModuleList(), nn.ModuleList()
 
     def add_layer(self, in_channels: int, out_channels: int, options: dict, attention: bool) -> None:
         self.resnets.append(ResnetBlock2D(in_channels, out_channels, options))
@@ -415,7 +415,7 @@ class DDPMUNet2DModel(UNet2DModel):
         device = sample.device.type
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
-                h = self.conv_in(sample.to(self.conv_in.weight.dtype)).to(torch.get_autocast_dtype(device))
+                h = self.conv_in(sample.to(self.dtype)).to(torch.get_autocast_dtype(device))
         else:
             h = self.conv_in(sample)
         if device == "cpu" and not self.conv_norm_out.has_few_channels:

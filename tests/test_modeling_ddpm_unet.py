@@ -186,7 +186,8 @@ def test_same_outputs_gradients_and_rounding(config):
 def test_same_weights_from_a_seed_and_strict_in_both_directions(config):
     stock, ours = pair(config)
     theirs, mine = stock.state_dict(), ours.state_dict()
-    assert theirs.keys() == mine.keys() and all(torch.equal(theirs[name], mine[name]) for name in mine)
+    assert list(mine) == list(theirs), "an optimizer's state goes by position"
+    assert all(torch.equal(theirs[name], mine[name]) for name in mine)
     assert dict(stock.config) == dict(ours.config)
     for target, state in ((UNet2DModel, mine), (DDPMUNet2DModel, theirs)):
         other = target.from_config(stock.config)
@@ -241,6 +242,15 @@ def test_timestep_embedded_labels_in_bf16_where_stock_fails():
         with pytest.raises(RuntimeError, match="dtype"):
             half[0](x_t.bfloat16(), t, labels)
         assert (half[1](x_t.bfloat16(), t, labels).sample - exact).abs().mean() < 0.05 * exact.abs().mean()
+
+
+def test_layers_stored_in_another_precision_compute_under_autocast():
+    _, ours = pair({})
+    x_t, t, _ = inputs({})
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = ours(x_t, t).sample.float()
+        ours.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+        assert (ours(x_t, t).sample.float() - expected).abs().mean() < 0.05 * expected.abs().mean()
 
 
 def test_old_attention_names_of_the_published_weights_load(tmp_path):

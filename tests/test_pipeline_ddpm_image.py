@@ -1,6 +1,9 @@
 """The pipeline against `diffusers.DDPMPipeline`, then labels, guidance, generators and the rest of its arguments."""
 
 import inspect
+import json
+import shutil
+import types
 
 import numpy as np
 import pytest
@@ -92,20 +95,21 @@ def test_stock_parts_give_the_images_of_stock(prediction_type, output_type):
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
-@pytest.mark.parametrize("given", ["one", "list"])
+@pytest.mark.parametrize("given", ["one", "one in a list", "list"])
 def test_our_parts_give_the_images_of_stock(prediction_type, given):
     """One part at a time: the scheduler has stock's bits; the U-Net agrees to rounding, which an untrained chain of steps may enlarge."""
+    generators = {"one": lambda: seeds(1)[0], "one in a list": lambda: seeds(1), "list": lambda: seeds(1, 2)}
     images = []
     for scheduler_kind, pipeline_kind in ((DDPMScheduler, DDPMPipeline), (DDPMNoiseScheduler, DDPMImagePipeline)):
         scheduler = scheduler_kind(prediction_type=prediction_type)
         pipe = pipeline_kind(unet=make_unet(UNet2DModel), scheduler=scheduler)
         pipe.set_progress_bar_config(disable=True)
-        generator = seeds(1, 2) if given == "list" else seeds(1)[0]
-        images.append(pipe(batch_size=2, generator=generator, num_inference_steps=5, output_type="np").images)
+        images.append(
+            pipe(batch_size=2, generator=generators[given](), num_inference_steps=5, output_type="np").images
+        )
     assert np.array_equal(*images)
     whole = make_pipeline(make_unet(), DDPMNoiseScheduler(prediction_type=prediction_type))
-    generator = seeds(1, 2) if given == "list" else seeds(1)[0]
-    image = whole(batch_size=2, generator=generator, num_inference_steps=5, output_type="np").images
+    image = whole(batch_size=2, generator=generators[given](), num_inference_steps=5, output_type="np").images
     assert np.abs(image - images[0]).max() < 1e-5
 
 
@@ -355,6 +359,9 @@ def test_the_fast_default_computes_in_bfloat16_where_the_hardware_does(monkeypat
         dtypes.clear()
         pipe(batch_size=2, **options)
         assert set(dtypes) == {dtype}, options
+    dtypes.clear()
+    pipe.to(torch.float64)(batch_size=2)  # who chose a precision has it
+    assert set(dtypes) == {torch.float64}
 
 
 def test_guidance_scale_1_is_one_plain_call(labelled):
@@ -425,6 +432,49 @@ def test_interrupt_stops_the_loop_and_the_next_call_runs_again():
     assert steps == [0, 1]
 
 
+# ---------------------------------------------------------------------- loading
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    make_pipeline(num_class_embeds=4, id2label=NAMES).save_pretrained(folder)
+    return folder
+
+
+def test_loading_takes_what_diffusers_takes(folder):
+    assert DDPMImagePipeline.from_pretrained(folder, dtype=torch.float64).unet.dtype == torch.float64
+    for dtypes in ({"unet": torch.float64}, {"default": torch.float64}):
+        assert DDPMImagePipeline.from_pretrained(folder, torch_dtype=dtypes).unet.dtype == torch.float64
+    assert DDPMImagePipeline.from_pretrained(folder, id2label={0: "Sock"}).id2label == {0: "Sock"}
+
+
+def test_from_pipe_shares_the_parts_and_the_names(folder):
+    pipe = DDPMImagePipeline.from_pretrained(folder)
+    other = DDPMImagePipeline.from_pipe(pipe, scheduler=DDIMScheduler.from_config(pipe.scheduler.config))
+    assert other.unet is pipe.unet and other.id2label == NAMES and isinstance(other.scheduler, DDIMScheduler)
+    stock = DDPMPipeline(make_unet(UNet2DModel), DDPMScheduler())
+    assert DDPMImagePipeline.from_pipe(stock).unet is stock.unet
+
+
+def test_old_diffusers_can_read_the_annotations():
+    """Before 0.37 it knows classes and typing's unions; `dict | None` is neither."""
+    annotations = inspect.get_annotations(DDPMImagePipeline.__init__).values()
+    assert not [a for a in annotations if isinstance(a, types.UnionType)]
+
+
+@pytest.mark.parametrize(
+    "part", [["diffusers", "DiffusionPipeline"], ["diffusers", "StableDiffusionPipeline"], ["x", "MyNet"]]
+)
+def test_a_part_that_is_no_model_and_no_scheduler_is_not_loaded(folder, tmp_path, part):
+    """A pipeline within the pipeline would be loaded by diffusers' rules, pickles and all."""
+    index = json.loads((folder / "model_index.json").read_text()) | {"scheduler": part}
+    shutil.copytree(folder, tmp_path / "evil")
+    (tmp_path / "evil" / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=f"scheduler=.*{part[1]}.*no SchedulerMixin"):
+        DDPMImagePipeline.from_pretrained(tmp_path / "evil")
+
+
 # ---------------------------------------------------------------------- what it refuses, before any work
 
 
@@ -446,6 +496,7 @@ WITH_NULL = {"num_class_embeds": 4, "id2label": NAMES}
         ({}, {"batch_size": 3, "latents": torch.zeros(2, 1, 8, 8)}, "batch_size=3.*'latents': 2"),
         ({}, {"callback_on_step_end_tensor_inputs": ["noise"]}, "callback_on_step_end_tensor_inputs.*noise.*latents"),
         ({"sample_size": None}, {}, "latents=None.*sample_size"),
+        ({"class_embed_type": "timestep"}, {"class_labels": [1]}, "class_embed_type='timestep'.*table"),
         ({}, {"num_inference_steps": 1001}, "num_inference_steps=1001.*1000"),
         ({}, {"num_inference_steps": 0}, "num_inference_steps=0"),
         (NULL_LESS, {}, "class_labels=None.*no null label"),

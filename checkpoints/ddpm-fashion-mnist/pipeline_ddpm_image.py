@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import diffusers
 import torch
@@ -25,7 +25,8 @@ DEFAULT_NUM_INFERENCE_STEPS = 25  # of second order, with eta=1; `scripts/evalua
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware computes in bfloat16; a CPU that converts instead takes two to eight times as long as in float32."""
+    """Whether the hardware computes in bfloat16; a CPU that converts instead takes two to eight times as long as in float32. Of an
+    accelerator other than CUDA's nothing is known: no."""
     if device.type != "cpu":
         return torch.cuda.is_bf16_supported(False)
     if platform.machine() in ("x86_64", "AMD64"):  # where oneDNN calls the conversion support
@@ -46,7 +47,8 @@ class DDPMImagePipeline(DiffusionPipeline):
     component_classes: dict[str, Any] = {}  # saved class name -> class to load; the package fills it
     interrupt = property(lambda self: self._interrupt)  # as in diffusers' pipelines: a callback sets the attribute
 
-    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, id2label: dict | None = None):
+    # Optional: diffusers before 0.37 reads these annotations, and not `dict | None`.
+    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, id2label: Optional[dict] = None):  # noqa: UP045
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
         self.id2label = {int(label): name for label, name in (id2label or {}).items()}
@@ -72,7 +74,7 @@ class DDPMImagePipeline(DiffusionPipeline):
         batch_size: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         num_inference_steps: int | None = None,
-        output_type: str | None = "pil",
+        output_type: str = "pil",
         return_dict: bool = True,
         class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
         guidance_scale: float = 1.0,
@@ -95,37 +97,28 @@ class DDPMImagePipeline(DiffusionPipeline):
             guidance_scale: 1 is plain conditional sampling, more is more typical of the class.
             guidance_rescale: 0 to 1, how much of the guided output's deviation is put back to the unguided one's (arXiv:2305.08891, Section 3.4).
             eta: None is the scheduler's own rule (ours is ancestral, as in the paper); 0 is DDIM, 1 DDPM, for schedulers whose step takes it.
-                The noise then goes by the clipped x_0: diffusers' `use_clipped_model_output=True`.
+                A DDIM step's noise goes by the clipped x_0: diffusers' `use_clipped_model_output=True`.
             latents: the initial noise x_T, (B, C, H, W), instead of a draw.
-            autocast: run the U-Net in bfloat16; None: only in the fast default, where the hardware has bfloat16. False is the reference.
+            autocast: run the U-Net in bfloat16; None: only a float32 one in the fast default, where the hardware has bfloat16. False is the reference.
             callback_on_step_end: called as f(pipe, step_index, t, tensors) after each step, under the U-Net's autocast; a dict with "latents" that it returns replaces them. `pipe._interrupt = True` stops the loop.
             solver_order: 2 lets a step of our scheduler look back at the one before (DPM-Solver++ 2M); None: 1, but 2 in the fast default without eta.
         """
+        if isinstance(generator, list) and len(generator) == 1:  # as diffusers takes it
+            (generator,) = generator
         labels = self._labels(class_labels)
         batch_size = self._batch_size(batch_size, labels, generator, latents)
         labels = self._broadcast_labels(labels, batch_size, guidance_scale)
-        if output_type not in ("pil", "np", "numpy", "pt"):
-            raise ValueError(f"output_type={output_type!r}: choose 'pil', 'np' or 'pt'.")
-        for name, value in {"eta": eta, "guidance_rescale": guidance_rescale}.items():
-            if not 0 <= (value or 0) <= 1:
-                raise ValueError(f"{name}={value} must be from 0 to 1.")
-        name, takes = type(self.scheduler).__name__, inspect.signature(self.scheduler.step).parameters
-        looks_back = "previous_original_sample" in takes
-        if eta is not None and "eta" not in takes:
-            raise ValueError(f"eta={eta}: {name} takes none; None is its own rule.")
-        if solver_order is not None and not (looks_back and solver_order in (1, 2)):
-            raise ValueError(f"solver_order={solver_order}: {name} takes {'1 or 2' if looks_back else 'none'}.")
-        if unknown := set(callback_on_step_end_tensor_inputs) - set(known := self._callback_tensor_inputs):
-            raise ValueError(f"callback_on_step_end_tensor_inputs has {sorted(unknown)}: choose from {known}.")
+        self._check_options(output_type, guidance_rescale, eta, solver_order, callback_on_step_end_tensor_inputs)
         device = self._execution_device
-        if num_inference_steps is None:
+        if num_inference_steps is None:  # the fast default
             num_inference_steps = min(DEFAULT_NUM_INFERENCE_STEPS, len(self.scheduler))
             if eta is None:
-                eta, order = (1.0, 2) if looks_back else (0.0, 1)
+                eta, order = (1.0, 2) if "previous_original_sample" in self._step_takes else (0.0, 1)
                 solver_order = solver_order or order
-            autocast = has_bfloat16(device) if autocast is None else autocast
+            if autocast is None:
+                autocast = self.unet.dtype == torch.float32 and has_bfloat16(device)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
-        options = self._step_options(takes, generator, eta)
+        options = self._step_options(generator, eta)
         latents = self._initial_noise(batch_size, generator, latents, device)
         self._interrupt = False
         with torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext():  # casts the weights once
@@ -134,8 +127,7 @@ class DDPMImagePipeline(DiffusionPipeline):
                 output = self._predict(x_t, t, labels, guidance_scale, guidance_rescale)
                 step = self.scheduler.step(output, t, latents, **options)
                 latents = step.prev_sample
-                if solver_order == 2:
-                    # A copy: a callback may write to its own.
+                if solver_order == 2:  # a copy: a callback may write to its own
                     options["previous_original_sample"] = step.pred_original_sample.clone()
                 if callback_on_step_end is not None:
                     tensors = {"latents": latents, "pred_original_sample": getattr(step, "pred_original_sample", None)}
@@ -168,8 +160,31 @@ class DDPMImagePipeline(DiffusionPipeline):
 
     # ------------------------------------------------------------------ arguments
 
+    @property
+    def _step_takes(self) -> Mapping[str, inspect.Parameter]:
+        """The arguments that this scheduler's step knows."""
+        return inspect.signature(self.scheduler.step).parameters
+
+    def _check_options(self, output_type, guidance_rescale, eta, solver_order, callback_tensors) -> None:
+        name, looks_back = type(self.scheduler).__name__, "previous_original_sample" in self._step_takes
+        if output_type not in ("pil", "np", "numpy", "pt"):
+            raise ValueError(f"output_type={output_type!r}: choose 'pil', 'np' or 'pt'.")
+        for option, value in {"eta": eta, "guidance_rescale": guidance_rescale}.items():
+            if not 0 <= (value or 0) <= 1:
+                raise ValueError(f"{option}={value} must be from 0 to 1.")
+        if eta is not None and "eta" not in self._step_takes:
+            raise ValueError(f"eta={eta}: {name} takes none; None is its own rule.")
+        if solver_order is not None and not (looks_back and solver_order in (1, 2)):
+            raise ValueError(f"solver_order={solver_order}: {name} takes {'1 or 2' if looks_back else 'none'}.")
+        if unknown := set(callback_tensors) - set(known := self._callback_tensor_inputs):
+            raise ValueError(f"callback_on_step_end_tensor_inputs has {sorted(unknown)}: choose from {known}.")
+
     def _labels(self, class_labels) -> torch.Tensor | None:
         """class_labels as int64, () for one label for all or (B,); checked against the model."""
+        if kind := self.unet.config.get("class_embed_type"):
+            raise ValueError(
+                f"unet.config.class_embed_type={kind!r}: this pipeline draws by labels of a table alone (None)."
+            )
         num_labels = self.unet.config.num_class_embeds
         if class_labels is None:
             return None
@@ -219,10 +234,10 @@ class DDPMImagePipeline(DiffusionPipeline):
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         return latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
 
-    def _step_options(self, takes: Mapping[str, inspect.Parameter], generator, eta: float | None) -> dict:
+    def _step_options(self, generator, eta: float | None) -> dict:
         """What of generator and eta this scheduler's step takes."""
-        options = {"generator": generator, "eta": eta}
-        if eta is not None or "eta" not in takes or takes["eta"].default is not None:  # a DDIM step
+        takes, options = self._step_takes, {"generator": generator, "eta": eta}
+        if eta is not None or ("eta" in takes and takes["eta"].default is not None):  # a DDIM step
             # Guidance overshoots, x_0 is clipped, and noise that does not know of it would put the excess back with the opposite sign.
             options["use_clipped_model_output"] = True
         return {name: value for name, value in options.items() if name in takes and value is not None}
@@ -233,28 +248,43 @@ class DDPMImagePipeline(DiffusionPipeline):
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "DDPMImagePipeline":
         """Load a folder or a Hub repo, ours or stock, as the installed package's classes: no code of the repo is run.
 
-        kwargs: `revision`, `token`, `torch_dtype`, `local_files_only`, ... of `DiffusionPipeline.from_pretrained`; `unet` and `scheduler`
-        replace a part. The copy of this file in a saved model knows no installed classes and loads as diffusers does.
+        kwargs: `revision`, `token`, `dtype`, `local_files_only`, ... of `DiffusionPipeline.from_pretrained`; `unet`, `scheduler` and
+        `id2label` replace a part. The copy of this file in a saved model knows no installed classes and loads as diffusers does.
         """
         if not cls.component_classes:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         parts = {name: kwargs.pop(name, None) for name in ("unet", "scheduler")}
+        id2label = kwargs.pop("id2label", None)
         kwargs.pop("trust_remote_code", None)
+        for name in {"dtype", "torch_dtype"} & kwargs.keys():
+            if isinstance(kwargs[name], dict):  # of parts, as diffusers takes it
+                kwargs[name] = kwargs[name].get("unet", kwargs[name].get("default", torch.float32))
         names = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
         hub_options = {name: kwargs[name] for name in names if name in kwargs}
         index = cls.load_config(pretrained_model_name_or_path, **hub_options)
-        for name in [name for name, part in parts.items() if part is None]:
-            part_class = cls.component_classes.get(index[name][1]) or getattr(diffusers, index[name][1])
+        for name, kind in {"unet": ModelMixin, "scheduler": SchedulerMixin}.items():
+            if parts[name] is not None:
+                continue
+            part_class: Any = cls.component_classes.get(index[name][1]) or getattr(diffusers, index[name][1], None)
+            fits = inspect.isclass(part_class) and issubclass(part_class, kind)
+            if not fits:
+                raise ValueError(f"model_index.json: {name}={index[name]} is no {kind.__name__} of diffusers.")
             options = dict(hub_options)
-            if issubclass(part_class, ModelMixin):  # safetensors only: unpickling a .bin can run any code
+            if kind is ModelMixin:  # safetensors only: unpickling a .bin can run any code
                 options = {"use_safetensors": True, "disable_mmap": True, **kwargs}
             with suppress(OSError):  # else all lies in the root, as in google/ddpm-*
                 part_class.load_config(pretrained_model_name_or_path, subfolder=name, **hub_options)
                 options["subfolder"] = name
             parts[name] = part_class.from_pretrained(pretrained_model_name_or_path, **options)
-        pipeline = cls(**parts, id2label=index.get("id2label"))
+        pipeline = cls(**parts, id2label=index.get("id2label") if id2label is None else id2label)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipeline
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> "DDPMImagePipeline":
+        """This class around the parts of another pipeline; diffusers would look for a U-Net of exactly the annotated class."""
+        parts = {"unet": pipeline.unet, "id2label": getattr(pipeline, "id2label", None)}
+        return super().from_pipe(pipeline, **(parts | kwargs))
 
     def save_config(self, save_directory, push_to_hub: bool = False, **kwargs) -> None:
         """Write model_index.json with this very file beside it, so that the folder loads where ddpm_hf is not installed."""

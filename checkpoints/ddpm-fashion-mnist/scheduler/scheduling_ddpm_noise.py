@@ -6,7 +6,7 @@
         mu~_t    = sqrt(abar_{t-1}) beta_t / (1 - abar_t) x_0 + sqrt(alpha_t) (1 - abar_{t-1}) / (1 - abar_t) x_t
         beta~_t  = (1 - abar_{t-1}) / (1 - abar_t) beta_t                        Eq. 7
     p(x_{t-1} | x_t) = q(x_{t-1} | x_t, x_0 = the model's x_0) with variance sigma_t^2       Eq. 11, Algorithm 2
-    sigma_t^2 = exp(v log beta_t + (1 - v) log beta~_t)                          Improved DDPM (2102.09672) Eq. 15
+    sigma_t^2 = exp(f log beta_t + (1 - f) log beta~_t), f = (v + 1) / 2         Improved DDPM (2102.09672) Eq. 15, v a model's output
     DDIM (2010.02502) Eq. 12, 16: x_{t-1} = sqrt(abar_{t-1}) x_0 + sqrt(1 - abar_{t-1} - sigma^2) noise + sigma z
     DPM-Solver++(2M) (2211.01095) Algorithm 2: the same with x_0 + h_t / (2 h_{t+1}) (x_0 - x_0 of the step before), h_t its log-SNR's gain
 
@@ -30,7 +30,7 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger("diffusers.ddpm_hf")  # `diffusers.logging.set_verbosity` holds for it
 
 Timestep = int | torch.Tensor  # one t for the whole batch (int or 0-dim), or one per sample (B,)
 
@@ -109,6 +109,8 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
         steps_offset: int = 0,
         rescale_betas_zero_snr: bool = False,
     ):
+        if prediction_type not in ("epsilon", "sample", "v_prediction"):
+            raise ValueError(f"prediction_type={prediction_type!r}: choose epsilon, sample or v_prediction.")
         named = (beta_schedule, num_train_timesteps, beta_start, beta_end)
         betas = make_betas(*named) if trained_betas is None else torch.tensor(trained_betas, dtype=torch.float32)
         self.betas = rescale_zero_terminal_snr(betas) if rescale_betas_zero_snr else betas
@@ -149,15 +151,12 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
         alpha = abar / abar_prev
         beta = 1 - alpha
         small = (1 - abar_prev) / (1 - abar) * beta  # Eq. 7
-        # The last step's beta~ is 0; where its logarithm is needed the one before stands in, as in the paper's code.
+        # The last step's beta~ is 0. Where its logarithm is needed the one before stands in, and fixed_large takes that too, as in the
+        # paper's code; the upper end of learned_range stays beta.
         stand_in = small[self._last_two[0]] if len(self._last_two) == 2 else beta
-        clipped = torch.where(previous < 0, stand_in, small).clamp(min=1e-20)
+        small_clipped = torch.where(previous < 0, stand_in, small).clamp(min=1e-20)
+        large_clipped = torch.where(previous < 0, small_clipped, beta) if "fixed" in self.variance_type else beta
         small = small.clamp(min=1e-20)
-        log_snr, chain = torch.log(abar / (1 - abar)), (self._previous != -2).nonzero().flatten()
-        before = torch.arange(1, len(abar) + 1).clamp(max=len(abar) - 1)
-        before[chain] = torch.cat([chain[1:], chain[-1:]])  # each t's step before, the first one's is itself
-        trend = (log_snr[previous] - log_snr) / (log_snr - log_snr[before]) / 2
-        large = torch.where(previous < 0, clipped, beta) if "fixed" in self.variance_type else beta
         std = (beta if "large" in self.variance_type else small) ** 0.5
         return {
             "sqrt_abar": abar**0.5,
@@ -167,15 +166,24 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
             "x_t_coefficient": alpha**0.5 * (1 - abar_prev) / (1 - abar),  # Eq. 7
             "small": small,
             "large": beta,
-            "log_small": torch.log(clipped),
-            "log_large": torch.log(large),
+            "log_small_clipped": torch.log(small_clipped),
+            "log_large_clipped": torch.log(large_clipped),
             "std": torch.exp(0.5 * torch.log(small)) if self.variance_type == "fixed_small_log" else std,
             "std_small": small**0.5,
             "sqrt_abar_prev": abar_prev**0.5,
             "one_minus_abar_prev": 1 - abar_prev,
-            "trend": torch.where((previous >= 0) & trend.isfinite(), trend, 0),  # the ends are of first order
+            "trend": self._trend(abar, previous),
             "not_last": (previous >= 0).to(abar.dtype),
         }
+
+    def _trend(self, abar: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
+        """h_t / (2 h_{t+1}) of DPM-Solver++(2M) for every t, (T,); 0, the first order, at both ends of the chain."""
+        chain = (self._previous != -2).nonzero().flatten()
+        before = torch.arange(1, len(abar) + 1).clamp(max=len(abar) - 1)
+        before[chain] = torch.cat([chain[1:], chain[-1:]])  # each t's step before; the first one's is itself
+        log_snr = torch.log(abar / (1 - abar))
+        trend = (log_snr[previous] - log_snr) / (log_snr - log_snr[before]) / 2
+        return torch.where((previous >= 0) & trend.isfinite(), trend, 0)
 
     def _at(self, t: Timestep, like: torch.Tensor, *names: str) -> list[torch.Tensor]:
         """The named coefficients at t, in `like`'s compute dtype and device, shaped to multiply `like` (B, ...)."""
@@ -250,7 +258,7 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
         """What the model should output for (x_0, noise, t): the noise, x_0 or v, as `prediction_type` says. (B, ...)"""
         if self.config.prediction_type == "v_prediction":
             return self.get_velocity(x_0, noise, timesteps)
-        return {"epsilon": noise, "sample": x_0}[self.config.prediction_type]
+        return noise if self.config.prediction_type == "epsilon" else x_0
 
     def q_mean_variance(self, x_0: torch.Tensor, timestep: Timestep) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean (B, ...) and variance (broadcastable) of q(x_t | x_0), Eq. 4."""
@@ -280,9 +288,7 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
             return (x_t - sigma * output) / signal
         if self.config.prediction_type == "sample":
             return output
-        if self.config.prediction_type == "v_prediction":
-            return signal * x_t - sigma * output
-        raise ValueError(f"prediction_type={self.config.prediction_type!r}: choose epsilon, sample or v_prediction.")
+        return signal * x_t - sigma * output
 
     def predict_noise(self, model_output: torch.Tensor, timestep: Timestep, sample: torch.Tensor) -> torch.Tensor:
         """The noise (B, C, ...) that the model's output stands for at x_t = sample."""
@@ -309,9 +315,13 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
 
     def _log_variance(self, t: Timestep, x_t: torch.Tensor, v: torch.Tensor | None) -> torch.Tensor:
         """log sigma_t^2 of p. v: the model's variance channels (B, C, ...), where they are learned."""
-        log_small, log_large = self._at(t, x_t, "log_small", "log_large")
-        if v is None:
+        log_small, log_large = self._at(t, x_t, "log_small_clipped", "log_large_clipped")
+        if "fixed" in self.variance_type:
             return log_large if "large" in self.variance_type else log_small
+        if v is None:
+            raise ValueError(
+                f"model_output: variance_type={self.variance_type!r} needs twice the channels of {tuple(x_t.shape)}."
+            )
         if self.variance_type == "learned":
             return v
         frac = (v + 1) / 2
@@ -354,7 +364,8 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             model_output: (B, C, ...), or (B, 2C, ...) with a learned variance.
-            timestep: int, () or (B,): the chain's timestep of all samples or of each.
+            timestep: int, () or (B,): the chain's timestep of all samples or of each. An int, or a () on the CPU, off the chain is an
+                IndexError; to look at others would wait for the device, and they take a step of the full chain.
             sample: x_t, (B, C, ...) in any float dtype; computed in float32 or better and returned in its own dtype.
             generator: for the noise; a list has one for each sample.
             use_clipped_model_output: with `eta`, take the noise from the clipped x_0, as the posterior does, and not from the output.
@@ -370,9 +381,10 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
             x_0 = guess + trend * (guess - _float(previous_original_sample))
         if eta is None:
             x_prev, _ = self.posterior(x_0, x_t, timestep)  # Eq. 11
-            v = self._split(model_output, x_t)[1]
-            (std,) = self._at(timestep, x_t, "std")
-            std = std if v is None else torch.exp(0.5 * self._log_variance(timestep, x_t, v))
+            if "fixed" in self.variance_type:
+                (std,) = self._at(timestep, x_t, "std")
+            else:
+                std = torch.exp(0.5 * self._log_variance(timestep, x_t, self._split(model_output, x_t)[1]))
         else:
             signal, room, std = self._at(timestep, x_t, "sqrt_abar_prev", "one_minus_abar_prev", "std_small")
             noise = self.predict_noise(model_output, timestep, x_t)
