@@ -9,53 +9,41 @@
 `training.train` saves through here, every script loads through here. A pushed repo has a second branch, "stock": the
 same weights under diffusers' own classes, for those who may not run remote code. Writing is a transaction in both places:
 on disk a complete model takes the old one's place or nothing does; on the Hub a branch gets one commit or none, however
-often the network fails in between.
+often the network fails in between (push.py).
 """
 
 import filecmp
 import json
-import logging
 import os
 import re
 import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import yaml
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, snapshot_download
+from huggingface_hub import CommitInfo, HfApi, ModelCard, snapshot_download
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import filter_repo_objects
 from safetensors import SafetensorError
-from tenacity import Retrying, before_sleep_log, retry_if_exception, stop_after_attempt, wait_exponential
 
-from .model_card import is_edited, name_model, renew_card, write_card
+from .model_card import has_stock, is_edited, name_model, name_repo, renew_card, without_stock, write_card
 from .pipeline_ddpm_image import DDPMImagePipeline
-
-logger = logging.getLogger(__name__)
+from .push import HubError, commit, create_repo, first_line, has_weights, publish, reason
 
 WEIGHTS = ("unet/*.safetensors", "unet/*.safetensors.index.json", "diffusion_pytorch_model*.safetensors")
 ROOT_CONFIGS = ("config.json", "scheduler_config.json")  # google/ddpm-* has all in the root; read there, never written
 EXTRAS = ("README.md", "samples.png", "metrics.json", "training_config.yaml", "train_results.json")
+CONFIGS = ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json")
+CODE = ("pipeline_ddpm_image.py", "unet/modeling_ddpm_unet.py", "scheduler/scheduling_ddpm_noise.py")
 # The allow-list: whatever else lies in the folder (optimizer state, logs, keys) is never pushed.
-MODEL_FILES = (
-    *("model_index.json", "pipeline_ddpm_image.py", "unet/config.json", "unet/modeling_ddpm_unet.py"),
-    *("scheduler/scheduler_config.json", "scheduler/scheduling_ddpm_noise.py", *WEIGHTS, *EXTRAS),
-)
+MODEL_FILES = (*CONFIGS, *CODE, *WEIGHTS, *EXTRAS)
 SPACE_FILES = ("README.md", "requirements.txt", "*.py", "*.css", "*.js", "*.png")
 STOCK = "stock"
-MESSAGE = "Upload DDPM image pipeline"
 DIRECTORIES = re.compile(r"(?<![^\s='\"])/(?:[^/\s'\"]+/)*")  # of a path on this machine, in a command
-NAMED_MODEL = re.compile(r'(\b(?:from_pretrained|snapshot_download|load)\()"[^"]*"')  # in the examples of a card
 NO_PICKLES = "Weights are read from .safetensors only; a .bin or .pt is refused: unpickling it can run any code."
-LOG_IN = "pass token=, set HF_TOKEN or run `hf auth login`."
-
-
-class HubError(OSError):
-    """The Hub did not give or take a model; the message says why and what to do."""
 
 
 # ------------------------------------------------------------------ on disk
@@ -80,31 +68,38 @@ def save(pipeline, folder, *, samples=None, metrics=None, train_config=None, tra
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"folder={str(folder)!r} is a file: a saved model is a folder.")
+    given = {"metrics.json": metrics, "train_results.json": train_results, "training_config.yaml": train_config}
+    texts = {name: _text(name, _public(figures)) for name, figures in given.items() if figures is not None}
     _finish_save(folder)
     staging = folder / ".saving"
     shutil.rmtree(staging, ignore_errors=True)  # what a killed save left
+    try:
+        _stage(pipeline, staging, folder, samples, texts)
+        staging.rename(folder / ".saved")  # from here on the new model is the one that counts
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    _finish_save(folder)
+    return folder
+
+
+def _stage(pipeline, staging: Path, folder: Path, samples, texts: dict[str, str]) -> None:
+    """Write all of a saved model aside, where it is not one yet."""
     pipeline.save_pretrained(staging)
     _keep_extras(staging, [folder, Path(pipeline.config.get("_name_or_path") or folder)])
     readme = staging / "README.md"
     edited = readme.exists() and is_edited(readme, pipeline)
     if samples is not None:
         samples.save(staging / "samples.png")
-    given = {"metrics.json": metrics, "train_results.json": train_results, "training_config.yaml": train_config}
-    given = {name: _public(figures) for name, figures in given.items() if figures is not None}
-    for name, figures in given.items():
-        text = json.dumps(figures, indent=2) + "\n" if ".json" in name else yaml.safe_dump(figures, sort_keys=False)
+    for name, text in texts.items():
         (staging / name).write_text(text)
     card = write_card(pipeline, staging, folder.resolve().name)
-    if edited and given:
-        readme.write_text(renew_card(readme, card, given))
-    elif not edited and (given or samples is not None or not readme.exists()):
+    if edited and texts:
+        readme.write_text(renew_card(readme, card, texts))
+    elif not edited and (texts or samples is not None or not readme.exists()):
         card.save(readme)
     stale = set(_saved_files(folder)) - set(_saved_files(staging))
     (staging / ".stale").write_text("\n".join(sorted(stale)))
     _sync(staging)
-    staging.rename(folder / ".saved")  # from here on the new model is the one that counts
-    _finish_save(folder)
-    return folder
 
 
 def _finish_save(folder: Path) -> None:
@@ -138,10 +133,20 @@ def _keep_extras(staging: Path, sources: list[Path]) -> None:
             return
 
 
+def _text(name: str, figures: dict) -> str:
+    """As YAML or JSON. JSON knows no NaN: null stands for it, for one figure that is no number shall not cost a trained model."""
+    if name.endswith(".yaml"):
+        return yaml.safe_dump(figures, sort_keys=False)
+    figures = json.loads(json.dumps(figures), parse_constant=lambda constant: None)
+    return json.dumps(figures, indent=2) + "\n"
+
+
 def _public(value):
-    """An option or a command as everybody may read it: no token, and of a path on this machine the last part only."""
+    """An option, a figure or a command as everybody may read it: no token, of a path on this machine the last part only, no tensor."""
     if isinstance(value, dict):
-        return {key: _public(option) for key, option in value.items() if "token" not in key.lower()}
+        return {key: _public(option) for key, option in value.items() if "token" not in str(key).lower()}
+    if hasattr(value, "tolist"):  # NumPy's and torch's numbers
+        return value.tolist()
     if isinstance(value, (list, tuple)):
         return [_public(option) for option in value]
     if isinstance(value, Path) or (isinstance(value, str) and os.path.isabs(value)):
@@ -196,7 +201,7 @@ def load(model, *, revision=None, token=None, local_files_only: bool = False) ->
         )
         pipeline = DDPMImagePipeline.from_pretrained(folder, unet=unet)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"model={str(model)!r} is damaged or incomplete: {_first_line(error)}") from error
+        raise ValueError(f"model={str(model)!r} is damaged or incomplete: {first_line(error)}") from error
     if wrong := "; ".join(f"{kind}: {names}" for kind, names in info.items() if names):
         raise ValueError(f"model={str(model)!r}: its weights do not fit its config ({wrong}).")
     return pipeline
@@ -209,7 +214,7 @@ def _download(repo_id: str, **options) -> Path:
     except hub_errors.HFValidationError:
         raise ValueError(f"model={repo_id!r}: no such folder, and no Hub id ('name' or 'owner/name').") from None
     except (httpx2.HTTPError, OSError, RuntimeError) as error:
-        raise HubError(f"Could not load {repo_id!r} (there is no such folder here): {_reason(error)}") from error
+        raise HubError(f"Could not load {repo_id!r} (there is no such folder here): {reason(error)}") from error
 
 
 # ------------------------------------------------------------------ pushing
@@ -219,9 +224,9 @@ def prepare_push(folder, repo_id: str, *, private=False, token=None) -> None:
     """Before long work: create the repo if it is missing, see that the token may write there. HubError where a push could not."""
 
     def attempt(api: HfApi, parents) -> None:
-        api.auth_check(_create_repo(api, repo_id, "model", private)["repo_id"], write=True)
+        api.auth_check(create_repo(api, repo_id, "model", private)["repo_id"], write=True)
 
-    _publish(attempt, folder, repo_id, token)
+    publish(attempt, folder, repo_id, token)
 
 
 def push(folder, repo_id: str, *, private=False, revision=None, create_pr=False, token=None) -> CommitInfo:
@@ -237,7 +242,8 @@ def push(folder, repo_id: str, *, private=False, revision=None, create_pr=False,
         repo_id: "owner/name" or "name"; created if missing. The card that is pushed names it in its examples.
         private: create it private; an error if it exists and is public.
         revision: branch to push to, made if missing. None is `main`.
-        create_pr: open a pull request instead, or renew the one that an earlier push opened and that is still open.
+        create_pr: open a pull request instead, or renew the one that an earlier push opened and that is still open. After its
+            merge `stock` is still the former model: push once more, to `main`, to bring it along.
         token: None takes $HF_TOKEN or the login's.
 
     Returns: the commit, or the one that was there already; with `create_pr` see its `pr_url`.
@@ -254,20 +260,23 @@ def push(folder, repo_id: str, *, private=False, revision=None, create_pr=False,
         raise ValueError(f"folder={str(folder)!r} has all in its root: `save` it to another folder and push that.")
     card = folder / "README.md"
     card = card.read_text() if card.exists() else str(write_card(pipeline, folder, folder.resolve().name))
-    model = {name: folder / name for name in _saved_files(folder)} | {"README.md": card}
+    model: dict[str, Path | str] = {name: folder / name for name in _saved_files(folder)}
     with tempfile.TemporaryDirectory() as stock_folder:
-        stock = {}
-        if branch == "main" and not create_pr:
+        stock: dict[str, Path | str] = {}
+        if branch == "main" and has_stock(pipeline):
             stock = _stock_model(pipeline, folder, Path(stock_folder), ModelCard(card).data, Path(repo_id).name)
 
         def attempt(api: HfApi, parents: dict[str, str]) -> CommitInfo:
-            repo = _create_repo(api, repo_id, "model", private)
-            commit = _commit(api, repo, branch, model, MODEL_FILES, parents, create_pr)
-            if stock:
-                _commit(api, repo, STOCK, stock, MODEL_FILES, parents)
-            return commit
+            repo = create_repo(api, repo_id, "model", private)
+            # A card tells of `stock` only where that is this very model: a pull request cannot bring it along.
+            twin = bool(stock) and (not create_pr or has_weights(api, repo, STOCK, stock))
+            model["README.md"] = card if twin else without_stock(card)
+            pushed = commit(api, repo, branch, _named(model, repo, branch), MODEL_FILES, parents, create_pr)
+            if stock and not create_pr:
+                commit(api, repo, STOCK, _named(stock, repo, STOCK), MODEL_FILES, parents)
+            return pushed
 
-        return _publish(attempt, folder, repo_id, token)
+        return publish(attempt, folder, repo_id, token)
 
 
 def push_space(folder, repo_id: str, model_id: str, *, private: bool = False, token=None) -> CommitInfo:
@@ -283,26 +292,28 @@ def push_space(folder, repo_id: str, model_id: str, *, private: bool = False, to
         files["README.md"] = name_model(folder / "README.md", model_id)
 
     def attempt(api: HfApi, parents: dict[str, str]) -> CommitInfo:
-        repo = _create_repo(api, repo_id, "space", private, space_sdk="gradio")
+        repo = create_repo(api, repo_id, "space", private, space_sdk="gradio")
         current = api.get_space_variables(repo["repo_id"]).get("MODEL_ID")
         if current is None or current.value != model_id:
             api.add_space_variable(repo["repo_id"], "MODEL_ID", model_id)
-        return _commit(api, repo, "main", files, SPACE_FILES, parents)
+        return commit(api, repo, "main", files, SPACE_FILES, parents)
 
-    return _publish(attempt, folder, repo_id, token)
+    return publish(attempt, folder, repo_id, token)
+
+
+def _named(files: dict[str, Path | str], repo: dict[str, str], branch: str) -> dict[str, Path | str]:
+    return files | {"README.md": name_repo(str(files["README.md"]), repo["repo_id"], branch)}
 
 
 def _stock_model(pipeline, folder: Path, target: Path, card_data, title: str) -> dict[str, Path | str]:
-    """The model under diffusers' own classes; {} where there is none.
+    """The model under diffusers' own classes, where it has one (`has_stock`).
 
     `DDPMPipeline` passes no labels, so a class-conditional U-Net becomes the unconditional one that its null label makes:
     temb = W x + b + class_embedding[null], the last two summed into the bias b.
     """
     config = {name: value for name, value in pipeline.unet.config.items() if not name.startswith("_")}
     state = dict(pipeline.unet.state_dict())
-    if config["num_class_embeds"] is not None or config["class_embed_type"] is not None:
-        if pipeline.null_label is None or "class_embedding.weight" not in state:
-            return {}
+    if config["num_class_embeds"] is not None:
         null = state.pop("class_embedding.weight")[pipeline.null_label]
         state["time_embedding.linear_2.bias"] = state["time_embedding.linear_2.bias"] + null
         config["num_class_embeds"] = None
@@ -312,88 +323,3 @@ def _stock_model(pipeline, folder: Path, target: Path, card_data, title: str) ->
     card = write_card(pipeline, folder, title, stock=True)
     card.data = card_data  # a licence or a tag edited on the card holds here too
     return {name: target / name for name in _saved_files(target)} | {"README.md": str(card)}
-
-
-def _publish(attempt, folder: Path, repo_id: str, token):
-    """Call attempt(api, parents) until it gets through; a HubError where it does not."""
-    attempts = Retrying(
-        retry=retry_if_exception(_is_transient),
-        wait=wait_exponential(max=8),
-        stop=stop_after_attempt(5),
-        before_sleep=before_sleep_log(logger, logging.WARNING),
-        reraise=True,
-    )
-    try:
-        return attempts(attempt, HfApi(token=token), {})
-    except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
-        raise HubError(
-            f"Could not push {folder} to {repo_id}: {_reason(error)} {folder} is as it was; the same again finishes it."
-        ) from error
-
-
-def _create_repo(api: HfApi, repo_id: str, repo_type: str, private: bool, **options) -> dict[str, Any]:
-    url = api.create_repo(repo_id, repo_type=repo_type, private=private or None, exist_ok=True, **options)
-    repo: dict[str, Any] = {"repo_id": url.repo_id, "repo_type": repo_type}
-    if private and not api.repo_info(**repo).private:
-        raise HubError("it exists and is public, but was to be private. Make it private there or take another name.")
-    return repo
-
-
-def _commit(api: HfApi, repo, branch, files, allowed, parents: dict[str, str], create_pr: bool = False) -> CommitInfo:
-    """Bring the branch of a repo to the files given, in one commit or none. A card given as text gets the repo's name.
-
-    parents: branch -> the commit it was at when the push began; the Hub refuses to build on another (412).
-    """
-    if branch != "main" and not create_pr:
-        api.create_branch(**repo, branch=branch, exist_ok=True)
-    pull_request = _open_pull_request(api, repo) if create_pr else None
-    target = pull_request or branch
-    there: Any = api.repo_info(**repo, revision=target)
-    ours = filter_repo_objects((file.rfilename for file in there.siblings), allow_patterns=list(allowed))
-    operations: list[Any] = [CommitOperationDelete(name) for name in ours if name not in files]
-    for name, data in files.items():
-        if isinstance(data, str):
-            data = NAMED_MODEL.sub(rf'\1"{repo["repo_id"]}"', data).encode()
-        operations.append(CommitOperationAdd(name, data if isinstance(data, bytes) else str(data)))
-    return api.create_commit(
-        **repo,
-        operations=operations,
-        commit_message=MESSAGE,
-        revision=target,
-        create_pr=create_pr and not pull_request,
-        parent_commit=parents.setdefault(target, there.sha),
-    )
-
-
-def _open_pull_request(api: HfApi, repo) -> str | None:
-    """The pull request of an earlier push (or of an attempt whose answer was lost), if it is still open."""
-    author = api.whoami()["name"]
-    ours = api.get_repo_discussions(**repo, author=author, discussion_type="pull_request", discussion_status="open")
-    return next((request.git_reference for request in ours if request.title == MESSAGE), None)
-
-
-def _is_transient(error: BaseException) -> bool:
-    if isinstance(error, hub_errors.HfHubHTTPError):
-        return error.response.status_code in (408, 429, 500, 502, 503, 504)
-    return isinstance(error, httpx2.TransportError)
-
-
-def _reason(error: Exception) -> str:
-    """What the Hub refused, in one line, and what to do about it."""
-    status = error.response.status_code if isinstance(error, hub_errors.HfHubHTTPError) else None
-    if isinstance(error, hub_errors.GatedRepoError):
-        return f"it is gated. Ask for access on its page, then {LOG_IN}"
-    if isinstance(error, hub_errors.RevisionNotFoundError):
-        return "it has no such revision."
-    if isinstance(error, hub_errors.RepositoryNotFoundError):
-        return f"the Hub shows no such repo to this token. Check the name; for a private one {LOG_IN}"
-    told = {
-        401: f"the Hub got no token, or one that it does not know: {LOG_IN}",
-        403: "the token may not write there. Take one with the role 'write', and check the owner in the name.",
-        412: "somebody else committed to it meanwhile.",
-    }
-    return told.get(status) or _first_line(error)
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))

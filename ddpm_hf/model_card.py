@@ -3,8 +3,8 @@
 `hub.save` writes it as README.md. Its figures, and the `model-index` that the Hub reads, come from metrics.json alone:
 {"metrics": {"fid": 3.17, "bits": {"test": 3.7}}, "command": "...", ...}: numbers under "metrics" are results, those of the
 same name under "floors" and "spreads" stand beside them, the rest says how they were measured. A dict without "metrics" is
-taken to be results only. What training took comes from train_results.json: {"train_runtime": seconds, "train_steps": 6000,
-"train_samples": 96000, "num_processes": 1, "hardware": "2 CPU cores", ...}.
+taken to be results only; what is not finite is left out. What training took comes from train_results.json, as far as it tells:
+{"train_runtime": seconds, "train_steps": 6000, "train_samples": 96000, "num_processes": 1, "hardware": "2 CPU cores", ...}.
 
 It names no license: that is for the model's owner to choose, in view of the data's terms, and to put on the card, where it stays.
 """
@@ -29,7 +29,12 @@ logger = logging.getLogger(__name__)
 
 TASK = "unconditional-image-generation"
 CLASSIFIER_METRICS = ("fid", "kid", "precision", "recall")
-SECTIONS = {"training_config.yaml": "Training", "train_results.json": "Training", "metrics.json": "Evaluation"}
+MIN_DIFFUSERS = (
+    "0.35"  # the oldest that was seen to run the code of a saved model; the package itself wants a newer one
+)
+TRAINING, EVALUATION, WITHOUT_CODE = "## Training", "## Evaluation", "### Where remote code may not run"
+SECTIONS = {"training_config.yaml": TRAINING, "train_results.json": TRAINING, "metrics.json": EVALUATION}
+LOAD = r"(\b(?:from_pretrained|snapshot_download|load)\()"  # begins an example
 
 
 def write_card(pipeline, folder: Path, name: str, *, stock: bool = False) -> ModelCard:
@@ -45,9 +50,12 @@ def write_card(pipeline, folder: Path, name: str, *, stock: bool = False) -> Mod
     dataset = str(options.get("dataset") or "unknown")
     metrics = json.loads(_read(folder / "metrics.json") or "{}")
     figures, notes = _results(metrics)
-    measured = str(metrics.get("settings", {}).get("dataset") or dataset)
+    settings = metrics.get("settings") or {}
+    measured = str(settings.get("dataset") or dataset)
     results = [
-        EvalResult(TASK, measured, measured.rpartition("/")[2], metric, value, metric_name=_full_name(metric, metrics))
+        EvalResult(
+            TASK, measured, measured.rpartition("/")[2], metric, value, metric_name=_full_name(metric, settings)
+        )
         for metric, value in figures.items()
     ]
     data = ModelCardData(
@@ -59,30 +67,55 @@ def write_card(pipeline, folder: Path, name: str, *, stock: bool = False) -> Mod
         eval_results=results or None,
     )
     unet, size = pipeline.unet.config, pipeline.unet.config.sample_size
-    conditional = unet.num_class_embeds is not None or unet.class_embed_type is not None
+    sides = (size, size) if isinstance(size, int) else size
     return ModelCard.from_template(
         data,
         template_path=str(_template()),
         name=name,
         stock=stock,
-        stock_branch=pipeline.null_label is not None or not conditional,
+        stock_branch=has_stock(pipeline),
         unet=unet,
         scheduler=pipeline.scheduler.config,
-        size="x".join(map(str, (size, size) if isinstance(size, int) else size)),
+        size="any size" if size is None else "x".join(map(str, sides)) + " pixels",
         num_parameters=pipeline.unet.num_parameters(),
         labels=[label for _, label in sorted(pipeline.id2label.items())],
         null_label=pipeline.null_label,
+        arguments=_arguments(pipeline),
+        without_code=WITHOUT_CODE,
+        min_diffusers=MIN_DIFFUSERS,
         dataset=dataset,
         figures=figures,
         results=json.loads(_read(folder / "train_results.json") or "null"),
-        floors=_flat(metrics.get("floors", {})),
-        spreads=_flat(metrics.get("spreads", {})),
-        settings=metrics.get("settings"),
+        floors=_flat(metrics.get("floors") or {}),
+        spreads=_flat(metrics.get("spreads") or {}),
+        settings=settings,
         notes=notes,
         options=options,
         has_samples=(folder / "samples.png").exists(),
         versions=_versions(),
     )
+
+
+def has_stock(pipeline) -> bool:
+    """Whether diffusers' `DDPMPipeline`, which passes neither labels nor the initial noise, can draw what this pipeline draws."""
+    unet = pipeline.unet.config
+    unlabelled = unet.num_class_embeds is None or pipeline.null_label is not None
+    return unlabelled and unet.class_embed_type is None and unet.sample_size is not None
+
+
+def _arguments(pipeline) -> str:
+    """What the examples on the card pass, in Python, for this model to draw four images."""
+    unet, arguments = pipeline.unet.config, ["batch_size=4"]
+    if unet.num_class_embeds is not None:
+        label = min(pipeline.id2label, default=0)
+        shown = json.dumps(
+            pipeline.id2label.get(label, label), ensure_ascii=False
+        )  # a string of JSON is one of Python
+        arguments.append(f"class_labels={shown}")
+    if unet.sample_size is None:
+        size = 8 * 2 ** (len(unet.block_out_channels) - 1)  # fits: each level halves it
+        arguments.append(f"latents=torch.randn(4, {unet.in_channels}, {size}, {size})")
+    return ", ".join(arguments)
 
 
 def is_edited(path: Path, pipeline) -> bool:
@@ -109,10 +142,23 @@ def renew_card(path: Path, card: Any, files: Iterable[str]) -> str:
     return str(edited)
 
 
-def _section(text: str, name: str) -> str:
-    """From its heading to the next one; "" where there is none."""
-    found = re.search(rf"^## {name}\s*\n.*?(?=^#+ |\Z)", text, re.DOTALL | re.MULTILINE)
+def _section(text: str, heading: str) -> str:
+    """From this heading to the next one; "" where there is none."""
+    found = re.search(rf"^{heading}\s*\n.*?(?=^#+ |\Z)", text, re.DOTALL | re.MULTILINE)
     return found[0] if found else ""
+
+
+def without_stock(text: str) -> str:
+    """A card's text for a branch with no stock branch beside it."""
+    return text.replace(_section(text, WITHOUT_CODE), "")
+
+
+def name_repo(text: str, repo_id: str, branch: str) -> str:
+    """A card's text with this repo in its examples, and the branch in those that would load `main` instead."""
+    text = re.sub(rf'{LOAD}"[^"]*"', rf'\1"{repo_id}"', text)
+    if branch != "main":
+        text = re.sub(rf'{LOAD}"[^"]*"(?![^)]*revision=)', rf'\g<0>, revision="{branch}"', text)
+    return text
 
 
 def name_model(path: Path, model_id: str) -> str:
@@ -132,14 +178,16 @@ def _results(metrics: dict) -> tuple[dict[str, float], dict]:
         told = {name: value for name, value in metrics.items() if isinstance(value, str)}
         metrics = {"metrics": metrics} | told
     notes = {
-        name: value for name, value in metrics.items() if name != "metrics" and not isinstance(value, (dict, list))
+        name: value
+        for name, value in metrics.items()
+        if name != "metrics" and value is not None and not isinstance(value, (dict, list))
     }
-    return _flat(metrics["metrics"]), notes
+    return _flat(metrics["metrics"] or {}), notes
 
 
-def _full_name(metric: str, metrics: dict) -> str:
+def _full_name(metric: str, settings: dict) -> str:
     """The metric, and whose features it takes where they are not Inception's, which readers of a model-index expect."""
-    classifier = metrics.get("settings", {}).get("classifier")
+    classifier = settings.get("classifier")
     return f"{metric}, features of {Path(classifier).name}" if classifier and metric in CLASSIFIER_METRICS else metric
 
 

@@ -21,7 +21,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("folder", metavar="MODEL", nargs="?", help="folder of a saved model")
     parser.add_argument("--repo_id", help="where to push it: owner/name, or name for your own account")
     parser.add_argument("--revision", help="branch to push to (default: main, and with it the branch stock)")
-    parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing")
+    parser.add_argument(
+        "--create_pr", action="store_true", help="open a pull request instead of committing; it leaves stock as it is"
+    )
     parser.add_argument("--space", metavar="NAME", help="create or update this Gradio Space from spaces_app/")
     parser.add_argument("--model", metavar="REPO", help="Hub id of the model that the Space shows")
     parser.add_argument("--private", action="store_true", help="create the repo or Space private")
@@ -44,6 +46,8 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, hub.HubError) as error:
         sys.exit(f"error: {error}")
     print(commit.pr_url or commit.commit_url)
+    if commit.pr_url:
+        print("After its merge push once more without --create_pr: that brings the branch stock along.")
 
 
 if __name__ == "__main__":

@@ -9,20 +9,11 @@ import torch
 from hub_server import use_local_hub
 from huggingface_hub.utils import close_session
 from PIL import Image
+from tiny import TINY_UNET
 
 from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel, hub
 
 LABELS = dict(enumerate(["T-shirt", *(f"garment {i}" for i in range(1, 12))]))  # more than ten
-TINY = {
-    "sample_size": 8,
-    "in_channels": 1,
-    "out_channels": 1,
-    "block_out_channels": (8, 16),
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-}
 METRICS = {
     "metrics": {"fid": 3.5, "bits": {"test": 2.75}},
     "command": "scripts/evaluate.py a-command",
@@ -33,7 +24,7 @@ TRAIN_CONFIG = {"dataset": "zalando-datasets/fashion_mnist", "learning_rate": 1e
 
 def tiny_pipeline(seed: int = 0, labels: dict | None = LABELS, **config) -> DDPMImagePipeline:
     torch.manual_seed(seed)
-    unet = DDPMUNet2DModel(**TINY | {"num_class_embeds": len(labels) + 1 if labels else None} | config)
+    unet = DDPMUNet2DModel(**TINY_UNET | {"num_class_embeds": len(labels) + 1 if labels else None} | config)
     return DDPMImagePipeline(unet, DDPMNoiseScheduler(20, beta_schedule="squaredcos_cap_v2"), labels)
 
 

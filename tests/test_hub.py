@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
-from hub_fixtures import TINY, draw, tiny_pipeline, tree
+from hub_fixtures import METRICS, TRAIN_RESULTS, draw, tiny_pipeline, tree
 from huggingface_hub import HfApi, constants, snapshot_download
 from safetensors.torch import load_file, save_file
+from tiny import TINY_UNET
 
 from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel, hub
 
@@ -93,6 +95,56 @@ def test_new_metrics_of_the_same_weights(saved):
     hub.save(hub.load(saved), saved, metrics={"fid": 1.25})
     assert "1.25" in (saved / "README.md").read_text() and "learning_rate" in (saved / "README.md").read_text()
     assert (saved / "samples.png").exists()
+
+
+@pytest.mark.parametrize("number", [np.float32(1.5), np.array(1.5), torch.tensor(1.5, requires_grad=True)])
+def test_numbers_of_numpy_and_torch_are_figures(tmp_path, number):
+    figures = {"metrics": {"fid": number}}
+    hub.save(tiny_pipeline(), tmp_path, metrics=figures, train_results=figures, train_config=figures)
+    for name in ("metrics.json", "train_results.json", "training_config.yaml"):  # YAML holds JSON as well
+        assert yaml.safe_load((tmp_path / name).read_text()) == {"metrics": {"fid": 1.5}}
+    assert "| fid | 1.5 |" in (tmp_path / "README.md").read_text()
+
+
+def test_a_figure_that_is_no_number_costs_no_model(tmp_path):
+    """JSON knows no NaN: null, and the card is silent; YAML knows one, and `max_grad_norm: .inf` is an option."""
+    metrics = {"fid": float("nan"), "kid": torch.tensor(float("inf")), "recall": 0.5}
+    hub.save(tiny_pipeline(), tmp_path, metrics=metrics, train_config={"max_grad_norm": float("inf")})
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"fid": None, "kid": None, "recall": 0.5}
+    card = (tmp_path / "README.md").read_text()
+    assert "| recall | 0.5 |" in card and "| fid |" not in card and "nan" not in card
+    assert yaml.safe_load((tmp_path / "training_config.yaml").read_text()) == {"max_grad_norm": float("inf")}
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        {"metrics": METRICS | {"settings": None, "floors": None, "spreads": None}},
+        {"metrics": {"metrics": None, "settings": {"dataset": "a/b"}}},
+        {"metrics": {"metrics": {"bits_per_dim": 3.0}, "floors": {"fid": 1.0}, "settings": {"dataset": "a/b"}}},
+        {"metrics": {"metrics": {0: 0.5, 1: 0.75}}},  # by label
+        *({"train_results": TRAIN_RESULTS | {name: None}} for name in TRAIN_RESULTS),
+        {"train_results": {"train_runtime": 90.0}},
+        {"train_results": {"sigma_rel": 0.1}},
+    ],
+)
+def test_a_part_of_the_figures_will_do(tmp_path, figures):
+    card = (hub.save(tiny_pipeline(), tmp_path, **figures) / "README.md").read_text()
+    assert "None" not in card and "nan" not in card
+    assert ("1.5 minutes" in card) is (figures.get("train_results", {}).get("train_runtime") is not None)
+
+
+@pytest.mark.parametrize("cause", ["figures", "card"])
+def test_a_save_that_fails_leaves_nothing_behind(saved, monkeypatch, cause):
+    before = tree(saved)
+    with pytest.raises(TypeError), monkeypatch.context() as patch:
+        if cause == "card":
+            patch.setattr(hub, "write_card", lambda *arguments, **options: 1 / "")
+        hub.save(tiny_pipeline(seed=1), saved, metrics={"fid": object() if cause == "figures" else 1.0})
+    assert tree(saved) == before and not (saved / ".saving").exists()
+    with pytest.raises(TypeError):
+        hub.save(tiny_pipeline(), saved / "other", metrics={"fid": object()})
+    assert not (saved / "other").exists()
 
 
 class Killed(BaseException):
@@ -190,7 +242,7 @@ def test_no_such_model():
 def old_google_checkpoint(folder: Path) -> UNet2DModel:
     """A repo as google/ddpm-cifar10-32 is: stock classes, all in the root, and attention weights under their old names."""
     torch.manual_seed(0)
-    unet = UNet2DModel(**TINY)
+    unet = UNet2DModel(**TINY_UNET)
     DDPMPipeline(unet, DDPMScheduler(20)).save_pretrained(folder)
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     for part in ("unet", "scheduler"):

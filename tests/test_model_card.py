@@ -3,6 +3,8 @@
 import re
 
 import pytest
+import torch
+from diffusers import DDIMScheduler, UNet2DModel
 from hub_fixtures import METRICS, TRAIN_CONFIG, TRAIN_RESULTS, tiny_pipeline
 from huggingface_hub import ModelCard, snapshot_download
 from PIL import Image
@@ -29,6 +31,9 @@ def test_card_says_what_metrics_json_says(remote, saved):
         "250 steps on 4 CPU cores",
         "T-shirt",
         "scripts/train.py training_config.yaml",
+        "`training_config.yaml`, which lies beside this card",
+        "The name stands for the repo's id on the Hub, or\nfor the path of a folder",
+        "The package `ddpm_hf`, which trained it, is optional.",
         "Intended use",
     ):
         assert text in card.text
@@ -95,11 +100,57 @@ def test_an_unedited_card_shows_what_comes_later(tmp_path):
     ]
 
 
-def test_code_on_the_card_runs(remote, saved):
-    hub.push(saved, "alice/tiny")
-    blocks = re.findall(r"```python\n(.*?)```", ModelCard.load("alice/tiny").text, re.DOTALL)
-    assert len(blocks) == 3
+def run_examples(card: str) -> list[dict]:
+    """What each Python block of a card leaves in its variables."""
+    blocks = [{"code": block} for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL)]
     for block in blocks:
-        names = {}
-        exec(block, names)
-        assert len(names["images"]) == 4 and names["images"][0].size == (8, 8)
+        exec(block["code"], block)
+        assert len(block["images"]) == 4
+    return blocks
+
+
+@pytest.mark.parametrize(
+    ("options", "num_ways", "size"),
+    [
+        ({}, 3, 8),
+        ({"labels": None}, 3, 8),
+        ({"labels": {0: 'a "so-called" bag', 1: "it's"}}, 3, 8),
+        ({"labels": {0: "a", 1: "b"}, "num_class_embeds": 2}, 2, 8),  # no null label, and so no unconditional model
+        ({"labels": None, "num_class_embeds": 5}, 2, 8),
+        ({"labels": None, "sample_size": None}, 2, 16),  # the class's own default: DDPMPipeline could not draw it
+        ({"labels": None, "sample_size": (8, 8)}, 3, 8),
+    ],
+    ids=str,
+)
+def test_code_on_the_card_runs(remote, tmp_path, options, num_ways, size):
+    hub.push(hub.save(tiny_pipeline(**options), tmp_path), "alice/tiny")
+    card = ModelCard.load("alice/tiny").text
+    examples = run_examples(card)
+    assert len(examples) == num_ways == len(remote.repo("alice/tiny").refs) + 1
+    assert all(example["images"][0].size == (size, size) for example in examples)
+    assert ("8x8 pixels" if size == 8 else "any size") in card
+    if options == {}:
+        pipe = examples[0]["pipe"]
+        exec(re.search(r"`(pipe\.scheduler = .*?)`", card)[1], {"pipe": pipe, "DDIMScheduler": DDIMScheduler})
+        assert type(pipe.scheduler) is DDIMScheduler and len(pipe(num_inference_steps=2).images) == 1
+
+
+def test_code_on_the_card_of_a_branch_runs_what_is_there(remote, saved):
+    """Model A on main and stock, B on another branch: all of B's examples load B. A pull request's are those of main."""
+    hub.push(saved, "alice/tiny")
+    other = tiny_pipeline(seed=1)
+    hub.save(other, saved)
+    hub.push(saved, "alice/tiny", revision="v2")
+    repo = remote.repo("alice/tiny")
+    examples = run_examples(repo.at("v2").files["README.md"].decode())
+    assert len(examples) == 2
+    for example in examples:
+        assert torch.equal(example["pipe"].unet.conv_in.weight, other.unet.conv_in.weight)
+    hub.push(saved, "alice/tiny", create_pr=True)
+    repo.refs["main"] = repo.refs["refs/pr/1"]  # it is merged
+    assert 'revision="v2"' not in repo.at("main").files["README.md"].decode()
+    assert len(run_examples(repo.at("main").files["README.md"].decode())) == 2
+    hub.push(saved, "alice/tiny")
+    examples = run_examples(repo.at("main").files["README.md"].decode())
+    stock = examples[2]["pipe"].unet
+    assert type(stock) is UNet2DModel and torch.equal(stock.conv_in.weight, other.unet.conv_in.weight)

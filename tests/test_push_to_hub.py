@@ -155,6 +155,7 @@ def test_pull_request(remote, saved, no_waiting, how):
     hub.push(saved, "alice/tiny", create_pr=True)
     hub.push(saved, "alice/tiny", create_pr=True)
     assert commits(remote) == {"main": 1, "refs/pr/1": 3} and len(remote.repo("alice/tiny").pull_requests) == 1
+    assert b"stock" not in remote.repo("alice/tiny").at("refs/pr/1").files["README.md"]  # which there is not
 
 
 # ------------------------------------------------------------------ the Space and the script
@@ -172,7 +173,11 @@ def test_script_pushes_a_model(remote, saved, monkeypatch, capsys):
     run_script(monkeypatch, str(saved), "--repo_id", "tiny", "--revision", "next")
     run_script(monkeypatch, str(saved), "--repo_id", "tiny", "--create_pr")
     assert "/commit/" in capsys.readouterr().out
-    assert commits(remote) == FINISHED | {"next": 2}
+    assert commits(remote) == FINISHED | {"next": 3}  # the examples on its card name it
+    hub.save(hub.load(saved), saved, metrics={"fid": 1.0})
+    run_script(monkeypatch, str(saved), "--repo_id", "tiny", "--create_pr")
+    assert "/discussions/1\nAfter its merge push once more" in capsys.readouterr().out
+    assert b"stock" in remote.repo("alice/tiny").at("refs/pr/1").files["README.md"]  # which has these weights
 
 
 def test_script_creates_and_updates_the_space(remote, saved, monkeypatch):
