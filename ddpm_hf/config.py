@@ -7,7 +7,8 @@ command line and the YAML file are both built from it by `transformers.HfArgumen
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -63,23 +64,20 @@ _COSINE = dict(beta_schedule="squaredcos_cap_v2", prediction_type="sample", time
 def _small_unet(block_out_channels: tuple[int, ...], **options) -> dict:
     """28 x 28 in grey: levels of 28, 14 and 7 pixels, attention at the lowest.
 
-    A group of GroupNorm has at least 16 channels: with fewer, a CPU cannot use channels_last, which is faster (`modeling.GroupNorm`).
+    A group of GroupNorm has at least 16 channels: with fewer, a CPU cannot use channels_last, which is faster (`modeling_ddpm_unet.GroupNorm`).
     """
-    return (
-        dict(
-            sample_size=28,
-            in_channels=1,
-            out_channels=1,
-            block_out_channels=block_out_channels,
-            down_block_types=(DOWN, DOWN, ATTN_DOWN),
-            up_block_types=(ATTN_UP, UP, UP),
-        )
-        | options
+    unet = dict(
+        sample_size=28,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=block_out_channels,
+        down_block_types=(DOWN, DOWN, ATTN_DOWN),
+        up_block_types=(ATTN_UP, UP, UP),
     )
+    return unet | options
 
 
-# ten epochs of FashionMNIST
-_SMALL_RECIPE = dict(
+_SMALL_RECIPE = dict(  # ten epochs of FashionMNIST
     train_batch_size=32, learning_rate=2e-3, lr_warmup_steps=500, max_train_steps=18_750, ema_decay=0.999
 )
 _SMALL = Preset(  # 1.8 M parameters
@@ -208,12 +206,10 @@ class TrainConfig:
     streaming: bool = _option(False, "Read the data set from the Hub as it is needed, never as a whole.")
     output_dir: str = _option("runs/quick", "The run's folder, and the saved model when the run ends.")
 
-    prediction_type: str | None = _option(
-        None, f"What the U-Net tells, of {', '.join(PREDICTION_TYPES)}; the preset's."
-    )
+    prediction_type: str | None = _option(None, f"What the U-Net predicts: {', '.join(PREDICTION_TYPES)}.")
     variance_type: str | None = _option(
         None,
-        f"Of the reverse steps, of {', '.join(VARIANCE_TYPES)}; the preset's. A learned one is trained by L_hybrid (arXiv:2102.09672).",
+        f"Of the reverse steps: {', '.join(VARIANCE_TYPES)}. A learned one is trained by L_hybrid (arXiv:2102.09672).",
     )
     rescale_betas_zero_snr: bool = _option(False, "Let the last step be noise alone (arXiv:2305.08891).")
 
@@ -224,7 +220,7 @@ class TrainConfig:
     lr_scheduler: str | None = _option(None, f"After the warm-up: {', '.join(LR_SCHEDULERS)}.")
     lr_warmup_steps: int | None = _option(None, "Linear warm-up; the preset's, as a part of the run.")
     adam_beta2: float | None = _option(None, "AdamW's decay of squared gradients.")
-    weight_decay: float | None = _option(None, "AdamW's.")
+    weight_decay: float | None = _option(None, "Weight decay of AdamW.")
     max_grad_norm: float = _option(1.0, "Gradients are clipped to this norm.")
     ema_decay: float | None = _option(
         None,
@@ -236,27 +232,23 @@ class TrainConfig:
             "help": "Keep power-function averages of these widths as well, e.g. 0.05 0.1, for scripts/average.py (arXiv:2312.02696)."
         },
     )
-    snr_gamma: float | None = _option(
-        None, "Min-SNR weighting of the loss (arXiv:2303.09556), e.g. 5; 0 is the plain loss."
-    )
+    snr_gamma: float | None = _option(None, "Min-SNR weighting of the loss (arXiv:2303.09556), e.g. 5; 0 is plain.")
     label_dropout: float = _option(0.1, "How often a label is replaced by the null label, for guidance.")
     random_flip: bool | None = _option(None, "Flip images horizontally, half of the time.")
     mixed_precision: Literal["no", "fp16", "bf16"] | None = _option(
-        None, "Autocast; the launcher's or else bf16, but no on hardware without bfloat16."
+        None, "Autocast; by default the launcher's, else bf16, or 'no' where the hardware lacks bfloat16."
     )
     gradient_checkpointing: bool = _option(False, "Spend time to save the memory of activations.")
     torch_compile: bool = _option(False, "Compile the U-Net; wants a C++ compiler, and pays in longer runs.")
     dataloader_num_workers: int = _option(0, "Processes that decode images; not needed where they fit in memory.")
-    seed: int = _option(0, "Of everything that is drawn.")
+    seed: int = _option(0, "Seed of all random draws.")
 
     checkpointing_steps: int = _option(2000, "How often the whole state is saved to OUTPUT_DIR/checkpoints/step-N.")
     checkpoints_total_limit: int = _option(2, "Older checkpoints are removed once a newer one stands.")
     resume: bool = _option(False, "Go on from the newest whole checkpoint in OUTPUT_DIR, if there is one.")
-    validation_steps: int = _option(
-        500, "How often a sample grid is drawn and the held-out loss measured; 0 is only at the end."
-    )
+    validation_steps: int = _option(500, "How often to draw samples and take the held-out loss; 0: only at the end.")
     num_validation_images: int = _option(512, "Held-out images for the loss; 0 is none.")
-    guidance_scale: float = _option(1.3, "Of the sample grids.")
+    guidance_scale: float = _option(1.3, "Guidance of the sample grids.")
     logging_steps: int = _option(10, "How often loss and speed are reported.")
     report_to: str = _option("tensorboard", "Tracker: tensorboard, wandb, trackio, or none.")
 
@@ -266,12 +258,18 @@ class TrainConfig:
 
     def __post_init__(self):
         self._check_types()
+        self._fill_in()
+        self._check_values()
+
+    def _fill_in(self) -> None:
+        """The preset's values and the launcher's precision, for options that are left at None."""
         recipe = _DEFAULTS | find_preset(self.preset).training
-        for name, value in (recipe | _durations(recipe, self.max_train_steps)).items():
+        values = recipe | _durations(recipe, self.max_train_steps) | {"mixed_precision": default_precision()}
+        for name, value in values.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        if self.mixed_precision is None:
-            self.mixed_precision = default_precision()
+
+    def _check_values(self) -> None:
         for name in COUNTS:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
@@ -280,29 +278,23 @@ class TrainConfig:
         for name in ("ema_decay", "label_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1).")
-        if self.snr_gamma < 0:
-            raise ValueError(f"snr_gamma={self.snr_gamma} must be at least 0.")
-        if self.learning_rate <= 0 or self.max_grad_norm <= 0:
-            raise ValueError(
-                f"learning_rate={self.learning_rate} and max_grad_norm={self.max_grad_norm} must be above 0."
-            )
+        for name in ("snr_gamma", "validation_steps", "num_validation_images"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0.")
+        for name in ("learning_rate", "max_grad_norm"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
         if not 0 <= self.lr_warmup_steps <= self.max_train_steps:
-            raise ValueError(
-                f"lr_warmup_steps={self.lr_warmup_steps} must be at least 0, and at most max_train_steps={self.max_train_steps}."
-            )
+            limit = f"at least 0, at most max_train_steps={self.max_train_steps}"
+            raise ValueError(f"lr_warmup_steps={self.lr_warmup_steps} must be {limit}.")
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in (*choices, getattr(TrainConfig, name)):
+            if getattr(self, name) not in (*choices, None):
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(choices)}.")
         scheduler = self.parts()[1]
-        if scheduler.get("rescale_betas_zero_snr") and scheduler.get("prediction_type", "epsilon") == "epsilon":
+        if scheduler.get("rescale_betas_zero_snr") and scheduler["prediction_type"] == "epsilon":
             raise ValueError(
                 "rescale_betas_zero_snr=True: at the last step epsilon tells nothing of the image;"
                 " choose prediction_type sample or v_prediction."
-            )
-        if self.validation_steps < 0 or self.num_validation_images < 0:
-            raise ValueError(
-                f"validation_steps={self.validation_steps} and num_validation_images={self.num_validation_images}"
-                " must be at least 0."
             )
 
     def _check_types(self) -> None:
@@ -316,17 +308,16 @@ class TrainConfig:
                     raise ValueError(f"{option.name}={value!r} must be {words}.")
         sigma_rels = self.ema_sigma_rels
         if not isinstance(sigma_rels, list) or not all(type(x) is float and 0 < x < MAX_SIGMA_REL for x in sigma_rels):
-            raise ValueError(
-                f"ema_sigma_rels={sigma_rels} must be a list of numbers above 0 and below {MAX_SIGMA_REL}."
-            )
+            raise ValueError(f"ema_sigma_rels={sigma_rels} must be a list of numbers above 0, below {MAX_SIGMA_REL}.")
 
     def parts(self) -> tuple[dict, dict]:
         """Constructor arguments of the U-Net and the scheduler: the preset's, and what this run has chosen instead."""
-        preset = find_preset(self.preset)
-        unet, scheduler = dict(preset.unet), dict(preset.scheduler)
+        preset = find_preset(self.preset)  # which may leave the constructors' defaults out
+        unet = {"in_channels": 3, "out_channels": 3} | preset.unet
+        scheduler = {"prediction_type": "epsilon", "variance_type": "fixed_small"} | preset.scheduler
         scheduler |= {name: getattr(self, name) for name in SCHEDULER_OPTIONS if getattr(self, name)}
         if self.variance_type:
-            unet["out_channels"] = unet.get("in_channels", 3) * (2 if self.variance_type == "learned_range" else 1)
+            unet["out_channels"] = unet["in_channels"] * (2 if self.variance_type == "learned_range" else 1)
         return unet, scheduler
 
     def recipe(self) -> dict:
@@ -339,16 +330,24 @@ class TrainConfig:
         Path(path).write_text(yaml.safe_dump(asdict(self), sort_keys=False))
 
     def differences(self, path: str | Path) -> list[str]:
-        """Names of the options that make this run another one than the run whose config is at `path`."""
+        """Names of the options that make this run another one than the run whose config is at `path`; a fingerprint guards its images."""
         theirs = yaml.safe_load(Path(path).read_text()) or {}
         names = [name for name in RUN_IDENTITY if (theirs.get(name) or None) != (getattr(self, name) or None)]
+        model = {name: theirs.get(name, getattr(TrainConfig, name)) for name in MODEL_OPTIONS}
+        with suppress(ValueError):  # their preset is no more
+            if replace(self, **model).parts() == self.parts():  # the same in other words
+                names = [name for name in names if name not in MODEL_OPTIONS]
         scaled = [options.get("mixed_precision") == "fp16" for options in (theirs, vars(self))]
         return names + ["mixed_precision"] * (scaled[0] != scaled[1])  # fp16's loss scale is part of a checkpoint
 
 
 COUNTS = (
-    *("train_batch_size", "gradient_accumulation_steps", "max_train_steps"),
-    *("logging_steps", "checkpointing_steps", "checkpoints_total_limit"),
+    "train_batch_size",
+    "gradient_accumulation_steps",
+    "max_train_steps",
+    "logging_steps",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
 )
 CHOICES = {
     "prediction_type": PREDICTION_TYPES,
@@ -357,9 +356,9 @@ CHOICES = {
     "mixed_precision": ("no", "fp16", "bf16"),
 }
 SCHEDULER_OPTIONS = ("prediction_type", "variance_type", "rescale_betas_zero_snr")
+MODEL_OPTIONS = ("preset", *SCHEDULER_OPTIONS)
 # A run may be resumed with other values of the rest (its length too: the learning rate then follows the new length).
-RUN_IDENTITY: tuple[str, ...] = ("preset", *SCHEDULER_OPTIONS, "dataset", "image_column", "label_column")
-RUN_IDENTITY += ("seed", "ema_sigma_rels", "torch_compile")
+RUN_IDENTITY = (*MODEL_OPTIONS, "image_column", "label_column", "seed", "ema_sigma_rels", "torch_compile")
 
 
 def _durations(recipe: dict, max_train_steps: int | None) -> dict:
@@ -376,7 +375,8 @@ def parse_args(args: list[str]) -> TrainConfig:
     from transformers import HfArgumentParser
 
     args = list(args)
-    parser = HfArgumentParser(TrainConfig, description="Train a DDPM.", usage="train.py [CONFIG.yaml] [options]")
+    about = "Train a DDPM. An option whose default is None takes the preset's value, or the data set's."
+    parser = HfArgumentParser(TrainConfig, description=about, usage="train.py [CONFIG.yaml] [options]")
     if args and not args[0].startswith("-"):
         path = args.pop(0)
         try:

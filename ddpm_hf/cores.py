@@ -11,7 +11,7 @@ from accelerate.utils import parse_flag_from_env
 from .pipeline_ddpm_image import has_bfloat16
 
 
-def use_all_cores(state) -> None:
+def use_own_cores(state) -> None:
     """Give this rank its part of the cores, where it computes on them. `state`: an Accelerator or a PartialState."""
     if state.device.type == "cpu":
         torch.set_num_threads(max(num_cores() // state.num_processes, 1))

@@ -1,15 +1,13 @@
-"""Any data set -> x_0, float32 NCHW in [-1, 1], and its labels; and the order in which training sees them.
+"""Any data set -> x_0, float32 NCHW in [-1, 1], and its labels.
 
 Ho et al. 2020 (arXiv 2006.11239), section 3.3: "image data consists of integers in {0, 1, ..., 255} scaled linearly to
 [-1, 1]": `to_x_0`, and `to_uint8` for the way back. `datasets` loads, caches and streams.
 
-Upstream: a Hub id, a folder of images, or of IDX files. Downstream: training, likelihood, fidelity. The sample at
-position p of a run is the same image, flipped or not, on any number of ranks, any batch split and after any resume.
+Upstream: a Hub id, a folder of images, or of IDX files. Downstream: training, likelihood, fidelity.
 """
 
 import functools
 import gzip
-import hashlib
 import itertools
 import logging
 import math
@@ -29,9 +27,12 @@ from datasets.exceptions import DatasetBuildError, FileNotFoundDatasetsError
 from datasets.fingerprint import Hasher
 from datasets.utils.file_utils import get_session
 
+from .sample_order import is_flipped
+
 FASHION_MNIST = "zalando-datasets/fashion_mnist"
 FASHION_MNIST_CLASSES = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(",")
-FASHION_MNIST_FOLDERS = ["/usr/share/datasets/fashion-mnist", ".data/usr/share/datasets/fashion-mnist"]
+_DEBIANS = "usr/share/datasets/fashion-mnist"  # where Debian's package puts it, in / or in what `make data` unpacked
+FASHION_MNIST_FOLDERS = [str(root / _DEBIANS) for root in (Path("/"), Path(__file__).parents[1] / ".data")]
 
 # Larger sets are read from datasets' memory-mapped files: each rank has its own copy of what it holds, and eight may share a machine.
 MAX_BYTES_IN_MEMORY = min(4 * 2**30, psutil.virtual_memory().total // 4)
@@ -151,40 +152,11 @@ class ImageDataset(torch.utils.data.Dataset):
         labels = b"" if self.labels is None else self.labels.numpy()
         return Hasher.hash_bytes([str(tuple(self._pixels.shape)).encode(), labels, self._pixels[spread].numpy()])
 
-
-def is_flipped(seed: int | None, position: int) -> bool:
-    """A fair coin that depends on nothing but (seed, position); never heads for the seed None."""
-    return seed is not None and hashlib.blake2b(f"flip {seed} {position}".encode(), digest_size=1).digest()[0] % 2 == 1
-
-
-@functools.lru_cache(maxsize=2)  # batches straddle two epochs
-def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
-    """The permutation of range(num_images) in which epoch `epoch` sees the images; int64 (num_images,)."""
-    mixed = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
-    return torch.randperm(num_images, generator=torch.Generator().manual_seed(int(mixed))).numpy()
-
-
-class SampleOrder(torch.utils.data.Sampler):
-    """Batch sampler without end: a list of `batch_size` (position, index) pairs for each micro-batch of one rank.
-
-    Position p is place p % num_images of epoch p // num_images. Optimizer step s owns the `total` positions from
-    s * total, total = batch_size * num_ranks * gradient_accumulation_steps: micro-batch 0 of every rank, then 1...
-    Every split of a total sees the same samples in a step; `start_step` resumes without skipping or decoding anything.
-    """
-
-    def __init__(
-        self, num_images, batch_size, seed, *, rank=0, num_ranks=1, gradient_accumulation_steps=1, start_step=0
-    ):
-        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
-        self.rank, self.num_ranks = rank, num_ranks
-        self.first_micro_batch = start_step * gradient_accumulation_steps
-
-    def __iter__(self):
-        for micro_batch in itertools.count(self.first_micro_batch):
-            start = (micro_batch * self.num_ranks + self.rank) * self.batch_size
-            places = [divmod(position, self.num_images) for position in range(start, start + self.batch_size)]
-            indices = (int(epoch_order(self.num_images, self.seed, epoch)[place]) for epoch, place in places)
-            yield list(enumerate(indices, start))
+    @functools.cached_property
+    def cache_key(self) -> str:
+        """Of every image: the pixels in memory, or datasets' own fingerprint of the files."""
+        every = self._pixels.dataset._fingerprint.encode() if self.images is None else self.images.numpy()
+        return Hasher.hash_bytes([self.fingerprint.encode(), every])
 
 
 class StreamedImages(torch.utils.data.IterableDataset):
@@ -364,15 +336,19 @@ def _from_datasets(loaded, columns: dict, shape: tuple[int, int, int], fingerpri
     image_column, label_column = (_find_column(features, argument, named) for argument, named in columns.items())
     if image_column is None:
         raise ValueError(f"image_column=None: no column holds images; the columns are {list(features)}")
-    loaded = loaded.select_columns([name for name in (image_column, label_column) if name is not None])
     loaded = loaded.cast_column(image_column, datasets.Image(decode=False))
+    if label_column and _is_unlabelled(loaded, label_column):
+        if columns["label_column"]:
+            raise ValueError(f"label_column={label_column!r} holds no labels")
+        label_column = None
+    loaded = loaded.select_columns([name for name in (image_column, label_column) if name is not None])
     class_names = getattr(features.get(label_column), "names", None)
     if isinstance(loaded, datasets.IterableDataset):
         if label_column is not None and class_names is None:
             raise ValueError(f"label_column={label_column!r}: {features[label_column]}, streaming needs ClassLabel")
         return StreamedImages(loaded, image_column, label_column, shape, class_names, fingerprint)
-    labels = None  # also where folders train/ and test/ hold no classes: datasets gives those a column of nulls
-    if columns["label_column"] or (label_column and loaded.data.column(label_column).null_count < len(loaded)):
+    labels = None
+    if label_column is not None:
         if getattr(features[label_column], "dtype", None) in STRINGS:
             loaded = loaded.class_encode_column(label_column)
             class_names = loaded.features[label_column].names
@@ -382,7 +358,17 @@ def _from_datasets(loaded, columns: dict, shape: tuple[int, int, int], fingerpri
         class_names = class_names or [str(label) for label in range(labels.max() + 1)]
     stored = DecodedOnAccess(loaded, image_column, shape)
     pixels = stored.in_memory() if 0 < math.prod(stored.shape) <= MAX_BYTES_IN_MEMORY else stored
-    return ImageDataset(pixels, labels, None if labels is None else class_names)
+    return ImageDataset(pixels, labels, class_names)
+
+
+def _is_unlabelled(loaded, label_column: str) -> bool:
+    """Whether the column says -1 throughout, as unlabelled splits on the Hub do, or nothing, as where folders train/ and
+    test/ hold no classes. Of a stream the first row tells."""
+    if isinstance(loaded, datasets.IterableDataset):
+        seen = [row.get(label_column) for row in loaded.take(1)]
+    else:
+        seen = loaded.unique(label_column)
+    return set(seen) <= {None, -1}
 
 
 def _find_column(features: dict, argument: str, named: str | None) -> str | None:
@@ -391,9 +377,18 @@ def _find_column(features: dict, argument: str, named: str | None) -> str | None
     dtypes = {c: getattr(f, "dtype", "binary" if isinstance(f, dict) else "") for c, f in features.items()}
     typed = [c for c, feature in features.items() if isinstance(feature, kind)]
     suiting = [c for c in features if c in typed or dtypes[c] in other_dtypes]
-    if named is not None and named not in suiting:
-        raise ValueError(f"{argument}={named!r}: allowed are {suiting}, of the data set's columns {list(features)}")
-    found = [named] if named else [c for c in usual if c in typed] or typed or [c for c in usual if c in suiting]
-    if found == typed and len(typed) > 1 and typed[0] not in usual:
+    if named is not None:
+        if named not in suiting:
+            raise ValueError(
+                f"{argument}={named!r}: allowed are {suiting}, of the data set's columns {list(features)}"
+            )
+        return named
+    usual_typed = [c for c in usual if c in typed]
+    if len(typed) > 1 and not usual_typed:
         raise ValueError(f"{argument}=None: {typed} all hold {kind.__name__} values; name one of them")
-    return found[0] if found else None
+    if found := usual_typed or typed or [c for c in usual if c in suiting]:
+        return found[0]
+    for c in usual:
+        if c in features:
+            logging.getLogger(__name__).warning(f"{argument}=None: {c!r} holds {dtypes[c]} and is not used")
+    return None

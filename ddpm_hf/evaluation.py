@@ -35,7 +35,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
 from ddpm_hf import __version__, fidelity, hub
-from ddpm_hf.cores import describe_hardware, runs_on_cpu, use_all_cores
+from ddpm_hf.cores import describe_hardware, runs_on_cpu, use_own_cores
 from ddpm_hf.data import load_image_dataset
 from ddpm_hf.evaluation_config import NEEDS, PRECISIONS, SAMPLERS, EvaluationConfig
 from ddpm_hf.likelihood import Bound, variational_bound
@@ -70,7 +70,7 @@ class Evaluation:
 
     def __init__(self, model: str, config: EvaluationConfig):
         self.model, self.state = model, _join_ranks()
-        use_all_cores(self.state)
+        use_own_cores(self.state)
         self.pipeline = hub.load(model, revision=config.revision).to(self.state.device)
         self.pipeline.unet.eval().to(memory_format=torch.channels_last)
         self.pipeline.set_progress_bar_config(disable=True)
@@ -197,7 +197,7 @@ class Evaluation:
     def real(self, dataset, name: str) -> dict[str, torch.Tensor] | None:
         """One measure of all images of a data set, from the cache if it is there; on the first rank only."""
         measure = self.measures[name]
-        what = measure.key, dataset.fingerprint, self.state.device.type
+        what = measure.key, dataset.cache_key, self.state.device.type
         path = cache_path(self.config.cache_dir, "measure", *what)
 
         def function(indices: range) -> dict[str, torch.Tensor]:
@@ -227,7 +227,7 @@ class Evaluation:
                     class_labels=asked.get("labels"),
                     **options,
                 ).images
-            return {"images": fidelity.to_uint8(images).cpu()} | asked
+            return {"images": fidelity.unit_to_uint8(images).cpu()} | asked
 
         title = f"{sampler or 'samples'}, {num_inference_steps} steps, seed {seed}"
         samples = concatenate(self._over_batches(self.config.num_images, draw, "samples", title))
@@ -246,7 +246,7 @@ class Evaluation:
         scheduler = DDPMNoiseScheduler.from_config(self.scheduler_config)
         num_timesteps, chosen = config.bpd_timesteps or None, self.subset(seed)
         parts = [{k: v for k, v in part.config.items() if k[0] != "_"} for part in (unet, scheduler)]
-        what = fingerprint(unet), parts, self.test.fingerprint, seed, num_timesteps, config.num_images
+        what = fingerprint(unet), parts, self.test.cache_key, seed, num_timesteps, config.num_images
         how = config.batch_size, config.mixed_precision, self.state.device.type
         folder = cache_path(config.cache_dir, "bound", *what, *how)
 

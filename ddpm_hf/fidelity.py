@@ -27,7 +27,7 @@ BLOCK = 1000  # rows of a distance matrix held at once
 MAX_VALUES = 2**25  # of images held at once as float32, 128 MiB
 
 
-def to_uint8(images: torch.Tensor) -> torch.Tensor:
+def unit_to_uint8(images: torch.Tensor) -> torch.Tensor:
     """Float images in [0, 1] -> uint8, rounded as when they are saved to a file; same shape."""
     return (images * 255).round().clamp(0, 255).to(torch.uint8)
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -10,8 +11,9 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration
 
 from .config import TrainConfig
-from .cores import runs_on_cpu, use_all_cores
+from .cores import runs_on_cpu, use_own_cores
 
+STOPPING = (signal.SIGTERM, signal.SIGINT)
 OTHERS = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
@@ -25,7 +27,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         project_config=ProjectConfiguration(config.output_dir, logging_dir=f"{config.output_dir}/logs"),
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # one copy of them, not two
     )
-    use_all_cores(accelerator)
+    use_own_cores(accelerator)
     _check_options(accelerator, config)
     _check_ranks(accelerator)
     return accelerator
@@ -49,7 +51,8 @@ def _check_ranks(accelerator: Accelerator) -> None:
     if int(asked) != accelerator.num_processes:
         raise ValueError(
             f"The launcher was asked for {asked} ranks, but each would train alone. `accelerate launch --cpu` starts one"
-            f" rank, whatever it is asked for: use `torchrun --nproc_per_node {asked} scripts/train.py`."
+            f" rank, whatever it is asked for: use `torchrun --nproc_per_node {asked} scripts/train.py`; or, where your shell"
+            " exports MASTER_PORT, unset it for a single rank."
         )
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not is_sharded(accelerator):
         raise ValueError(
@@ -90,6 +93,20 @@ def leave(accelerator: Accelerator) -> None:
     accelerator.end_training()
 
 
+def obey_the_rank_alone(_worker: int) -> None:
+    """A loader's workers leave stopping to their rank, which saves first. A SIGTERM that it sends itself ends them, as it must where an
+    error ends it."""
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS, where a signal to all processes still ends the workers
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        threading.Thread(target=_wait_for_the_rank, daemon=True).start()
+
+
+def _wait_for_the_rank() -> None:
+    while signal.sigwaitinfo(STOPPING).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
 class StopSignals:
     """SIGTERM and Ctrl-C while it is entered: taken note of, and given back afterwards (to a notebook, say)."""
 
@@ -98,7 +115,7 @@ class StopSignals:
         self.number: int | None = None
 
     def __enter__(self) -> "StopSignals":
-        self.before = {number: signal.signal(number, self.catch) for number in (signal.SIGTERM, signal.SIGINT)}
+        self.before = {number: signal.signal(number, self.catch) for number in STOPPING}
         return self
 
     def __exit__(self, *error) -> None:

@@ -1,7 +1,7 @@
 """What `evaluation` finds out about every image, sample or real: features, the class seen, the nearest training image.
 
 A `Measure` maps uint8 (B, C, H, W) to named tensors (B, ...) on the CPU; the mathematics is `fidelity`'s. Real images
-are measured once: the key of a measure and the fingerprint of a data set name a file in the cache.
+are measured once: the key of a measure and that of a data set name a file in the cache.
 """
 
 import hashlib
@@ -32,10 +32,12 @@ class Measure:
 def classifier_measure(path: str, num_channels: int, device: torch.device) -> Measure:
     """The "features" (D,) and "logits" (K,) of the classifier in a folder or on the Hub.
 
-    Raises: OSError if it cannot be had, LookupError if it does not see images of `num_channels`.
+    Raises: OSError if it cannot be had, LookupError if it does not suit `fidelity.classify` or images of `num_channels`.
     """
     classifier = AutoModelForImageClassification.from_pretrained(path).to(device).eval()
     config = classifier.config
+    if missing := [name for name in ("num_channels", "image_size", "hidden_sizes") if not hasattr(config, name)]:
+        raise LookupError(f"classifier={path!r} has no {' and no '.join(missing)} in its config")
     if config.num_channels != num_channels:
         raise LookupError(f"classifier={path!r} sees {config.num_channels} channels, the images have {num_channels}")
 
@@ -67,7 +69,7 @@ def neighbors_measure(train) -> Measure:
         distances, neighbors = fidelity.nearest_images(images, references)
         return {"distances": distances, "neighbors": neighbors}
 
-    return Measure(f"nearest-{train.fingerprint}", function)
+    return Measure(f"nearest-{train.cache_key}", function)
 
 
 def fingerprint(model: torch.nn.Module) -> str:

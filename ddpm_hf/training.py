@@ -7,7 +7,7 @@ and dropout on (seed, forward pass, rank), never on the state of a global genera
 where kernels are deterministic, as on a CPU.
 
     OUTPUT_DIR/                     the saved model, once the run has ended
-    OUTPUT_DIR/run.yaml             this run's TrainConfig; `train.py run.yaml` starts it again
+    OUTPUT_DIR/run.yaml             this run's TrainConfig, every value filled in; `train.py run.yaml --output_dir OTHER` runs it anew
     OUTPUT_DIR/checkpoints/step-N/  a saved model (the averaged weights) and state/, all that --resume needs
     OUTPUT_DIR/averages/            snapshots for averages of other lengths, where ema_sigma_rels asks for them
     OUTPUT_DIR/samples/, logs/      grids drawn on the way, the tracker's files
@@ -29,12 +29,13 @@ from tqdm.auto import tqdm
 from . import checkpoints, hub, likelihood, validation
 from .config import TrainConfig, find_preset
 from .cores import describe_hardware
-from .data import SampleOrder, StreamedImages, collate_batch, load_image_dataset
+from .data import StreamedImages, collate_batch, load_image_dataset
 from .ema import NUM_SNAPSHOTS, ExponentialAverage, PowerAverages, whole
-from .launch import StopSignals, is_sharded, leave, local_main_process_first, make_accelerator
+from .launch import StopSignals, is_sharded, leave, local_main_process_first, make_accelerator, obey_the_rank_alone
 from .modeling_ddpm_unet import DDPMUNet2DModel
 from .objective import draw, drop_labels, mixed_key, training_losses
 from .pipeline_ddpm_image import DDPMImagePipeline
+from .sample_order import SampleOrder
 from .scheduling_ddpm_noise import DDPMNoiseScheduler
 
 logger = logging.getLogger(__name__)
@@ -205,6 +206,7 @@ class Trainer:
             batch_sampler=order,
             collate_fn=collate_batch,
             num_workers=config.dataloader_num_workers,
+            worker_init_fn=obey_the_rank_alone,
             pin_memory=accelerator.device.type == "cuda",
         )
 
@@ -260,7 +262,7 @@ class Trainer:
                 raise ValueError(
                     f"output_dir={config.output_dir!r} already holds a run: --resume goes on with it, another folder is a new one."
                 )
-            if path.exists() and (different := config.differences(path)):
+            if different := config.differences(path):
                 raise ValueError(
                     f"output_dir={config.output_dir!r} holds a run with another {', '.join(different)}: choose another folder."
                 )
@@ -306,9 +308,7 @@ class Trainer:
     def _load_checkpoint(self, checkpoint: Path) -> tuple[int, float]:
         config, manifest = self.config, checkpoints.read_manifest(checkpoint)
         if manifest["data"] != self.data.fingerprint:
-            raise ValueError(
-                f"dataset={config.dataset!r} no longer holds the images that {checkpoint} was trained on."
-            )
+            raise ValueError(f"dataset={config.dataset!r} does not hold the images that {checkpoint} was trained on.")
         if manifest["step"] > config.max_train_steps:
             raise ValueError(f"max_train_steps={config.max_train_steps}: {checkpoint} is already beyond it.")
         if isinstance(self.data, StreamedImages):
@@ -326,6 +326,7 @@ class Trainer:
                 f" ranks; those of {checkpoint} have {manifest['total_batch_size']}, and go on with as many."
             )
         self.accelerator.load_state(str(checkpoint / "state"))
+        self.accelerator.step = 0  # its count of forward passes: a step begins here, whatever the accumulation was
         self._follow_config()
         if self.accelerator.is_main_process:
             checkpoints.remove_old(self.folder, manifest["step"], config.checkpoints_total_limit)
@@ -365,14 +366,10 @@ class Trainer:
 
     def _load_data(self, split: str):
         config, (unet, _) = self.config, self.config.parts()
-        options = dict(
-            image_column=config.image_column,
-            label_column=config.label_column,
-            num_channels=unet.get("in_channels", 3),
-            image_size=unet["sample_size"],
-        )
+        columns: dict = {"image_column": config.image_column, "label_column": config.label_column}
+        shape: dict = {"num_channels": unet["in_channels"], "image_size": unet["sample_size"]}
         with local_main_process_first(self.accelerator):  # it fills the machine's cache, the others read it
-            data = load_image_dataset(config.dataset, split=split, streaming=config.streaming, **options)
+            data = load_image_dataset(config.dataset, split=split, streaming=config.streaming, **columns, **shape)
         if split == "train" and config.random_flip:
             data.flip_seed = config.seed
         if isinstance(data, StreamedImages):

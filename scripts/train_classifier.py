@@ -41,6 +41,10 @@ FID, KID, precision and recall in `scripts/evaluate.py`.
 @dataclass
 class ClassifierConfig:
     dataset: str = field(default="zalando-datasets/fashion_mnist", metadata={"help": "Hub id or folder of the images"})
+    split: str = field(default="train", metadata={"help": "the images that it learns"})
+    test_split: str = field(default="test", metadata={"help": "the images that it is tested on"})
+    image_column: str | None = field(default=None, metadata={"help": "of the data set; found by its type otherwise"})
+    label_column: str | None = field(default=None, metadata={"help": "of the data set; found by its type otherwise"})
     output: str = field(default="checkpoints/fashion-mnist-classifier", metadata={"help": "folder for the model"})
     num_channels: int = field(default=1, metadata={"help": "of the images"})
     image_size: int = field(
@@ -71,7 +75,9 @@ class Mirrored(torch.utils.data.Dataset):
 def main(config: ClassifierConfig) -> None:
     torch.manual_seed(config.seed)
     shape: dict[str, Any] = {"num_channels": config.num_channels, "image_size": config.image_size}
-    sets: list[Any] = [load_image_dataset(config.dataset, split=split, **shape) for split in ("train", "test")]
+    columns: dict[str, Any] = {"image_column": config.image_column, "label_column": config.label_column}
+    splits = (config.split, config.test_split)
+    sets: list[Any] = [load_image_dataset(config.dataset, split=split, **columns, **shape) for split in splits]
     train, test = sets
     if not train.class_names:
         raise ValueError(f"dataset={config.dataset!r} has no class labels to learn.")
@@ -139,4 +145,8 @@ def main(config: ClassifierConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(ClassifierConfig).parse_args_into_dataclasses()[0])
+    try:
+        main(HfArgumentParser(ClassifierConfig).parse_args_into_dataclasses()[0])
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ddpm_hf.cores import default_precision, describe_hardware, runs_on_cpu, use_all_cores
+from ddpm_hf.cores import default_precision, describe_hardware, runs_on_cpu, use_own_cores
 from ddpm_hf.pipeline_ddpm_image import has_bfloat16
 
 
@@ -17,7 +17,7 @@ def test_ranks_share_the_cores(monkeypatch, device, num_ranks, threads):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        use_all_cores(SimpleNamespace(device=torch.device(device), num_processes=num_ranks))
+        use_own_cores(SimpleNamespace(device=torch.device(device), num_processes=num_ranks))
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)

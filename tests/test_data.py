@@ -21,11 +21,15 @@ import pytest
 import torch
 
 from ddpm_hf import data
-from ddpm_hf.data import FASHION_MNIST, SampleOrder, collate_batch, load_image_dataset, to_uint8, to_x_0
+from ddpm_hf.data import FASHION_MNIST, collate_batch, load_image_dataset, to_uint8, to_x_0
+from ddpm_hf.sample_order import SampleOrder, is_flipped
 
 DATA = Path(__file__).parent / "data"
 IDX, IMAGEFOLDER = str(DATA / "idx"), str(DATA / "imagefolder")
 GRAY = {"num_channels": 1, "image_size": 28}
+
+
+FASHION_MNIST_FOLDERS = data.FASHION_MNIST_FOLDERS
 
 
 @pytest.fixture(autouse=True)
@@ -99,11 +103,34 @@ def test_imagefolder(idx):
 
 
 def test_folders_of_splits_without_classes(tmp_path):
+    folder = tmp_path / "photos"
     for name in ("train/a.png", "train/b.png", "test/c.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        PIL.Image.new("L", (28, 28), 100).save(tmp_path / name)
-    data = load_image_dataset(str(tmp_path), split="train", **GRAY)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.new("L", (28, 28), 100).save(folder / name)
+    data = load_image_dataset(str(folder), split="train", **GRAY)
     assert len(data) == 2 and data.labels is None and data.class_names is None
+    streamed = load_image_dataset(str(folder), split="train", streaming=True, **GRAY)
+    assert "labels" not in next(iter(streamed)) and streamed.class_names is None
+    for streaming in (False, True):
+        with pytest.raises(ValueError, match="label_column='label' holds no labels"):
+            load_image_dataset(str(folder), label_column="label", streaming=streaming, **GRAY)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_minus_one_throughout_is_no_label(tmp_path, table, streaming):
+    unlabelled = table.remove_columns("label").add_column("label", [-1] * 64, feature=table.features["label"])
+    folder = parquet(tmp_path / "unlabelled", unlabelled)
+    found = load_image_dataset(folder, streaming=streaming, **GRAY)
+    assert "labels" not in next(iter(found)) and found.class_names is None
+    with pytest.raises(ValueError, match="label_column='label' holds no labels"):
+        load_image_dataset(folder, label_column="label", streaming=streaming, **GRAY)
+
+
+def test_a_label_column_of_another_type_is_told(tmp_path, table, caplog):
+    labels = [None, *map(float, table["label"][1:])]  # what a blank in a CSV makes of whole numbers
+    floats = table.remove_columns("label").add_column("label", labels)
+    assert load_image_dataset(parquet(tmp_path / "floats", floats), **GRAY).labels is None
+    assert "label_column=None: 'label' holds float64 and is not used" in caplog.text
 
 
 def test_imagefolder_with_metadata(tmp_path):
@@ -130,6 +157,19 @@ def test_hub_like_table_in_memory_and_on_access(tmp_path, table, idx, monkeypatc
     for name, values in in_memory[list(range(64))].items():
         assert torch.equal(values, on_access[list(range(64))][name])
     assert in_memory.fingerprint == on_access.fingerprint
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_the_cache_key_is_of_every_image(tmp_path, idx, table, monkeypatch, in_memory):
+    monkeypatch.setattr(data, "MAX_BYTES_IN_MEMORY", 2**30 if in_memory else 0)
+    monkeypatch.setattr(np, "linspace", lambda start, stop, num, dtype: np.zeros(1, dtype))  # as if of a large set
+    first = load_image_dataset(parquet(tmp_path / "first", table), **GRAY)
+    changed = table.select([0, 2, *range(2, 64)]).remove_columns("label").add_column("label", table["label"])
+    changed = changed.cast_column("label", table.features["label"])
+    second = load_image_dataset(parquet(tmp_path / "second", changed), **GRAY)
+    again = load_image_dataset(str(tmp_path / "first"), **GRAY)
+    assert first.fingerprint == second.fingerprint  # it did not look at the image that differs
+    assert first.cache_key == again.cache_key != second.cache_key
 
 
 def test_second_start_decodes_nothing(tmp_path, table, monkeypatch):
@@ -273,12 +313,17 @@ def test_stream_of_an_imagefolder(monkeypatch):
     flipping, plain = stream(IMAGEFOLDER), stream(IMAGEFOLDER)
     flipping.flip_seed = 3
     for x, y in itertools.islice(zip(flipping, plain), 24):
-        assert torch.equal(x["x_0"], y["x_0"].flip(-1) if data.is_flipped(3, x["position"].item()) else y["x_0"])
+        assert torch.equal(x["x_0"], y["x_0"].flip(-1) if is_flipped(3, x["position"].item()) else y["x_0"])
     with pytest.raises(ValueError, match="rank 14 of 15 gets no image"):
         next(iter(stream(IMAGEFOLDER, rank=14, num_ranks=15)))
     monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: "in a worker")
     with pytest.raises(ValueError, match="num_workers must be 0"):
         next(iter(streamed))
+
+
+def test_what_make_data_unpacked_is_found_from_anywhere():
+    assert FASHION_MNIST_FOLDERS and all(map(os.path.isabs, FASHION_MNIST_FOLDERS))
+    assert str(Path(__file__).parents[1] / ".data/usr/share/datasets/fashion-mnist") in FASHION_MNIST_FOLDERS
 
 
 def test_fashion_mnist_without_the_hub(monkeypatch, idx):

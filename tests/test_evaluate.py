@@ -21,12 +21,12 @@ import torch
 import yaml
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
-from transformers import ResNetConfig, ResNetForImageClassification
+from transformers import MobileNetV2Config, ResNetConfig, ResNetForImageClassification
 
 from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel, evaluation, hub, measures, report, training
 from ddpm_hf.evaluation import Evaluation, evaluate
 from ddpm_hf.evaluation_config import SAMPLERS, EvaluationConfig
-from ddpm_hf.fidelity import to_uint8
+from ddpm_hf.fidelity import unit_to_uint8
 
 ROOT = Path(__file__).parents[1]
 UNET = {
@@ -170,7 +170,7 @@ def test_the_pipelines_own_sampler_is_written_down(home):
     generators = [torch.Generator().manual_seed(evaluation._key(0, i)) for i in range(20)]
     options_of_call = {"class_labels": drawn["labels"], "output_type": "pt", "autocast": False}
     own = hub.load(str(home / "model"))(20, generators, **options_of_call).images
-    assert (to_uint8(own).int() - drawn["images"].int()).abs().max() <= 1
+    assert (unit_to_uint8(own).int() - drawn["images"].int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("mixed_precision", ["bf16", None])
@@ -367,6 +367,7 @@ def test_the_command_repeats_the_measurement_under_another_launcher(home, script
         ("evaluate.py", ["./nowhere"], 2),
         ("sample.py", ["./nowhere"], 2),
         ("train.py", ["--dataset", "./nowhere", "--output_dir", "nowhere"], 2),
+        ("train_classifier.py", ["--dataset", "./nowhere"], 2),
         ("train.py", [], 1),
     ],
 )
@@ -382,6 +383,28 @@ def test_scripts_tell_errors_in_one_way(name, arguments, code, monkeypatch, tmp_
         runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
     told = capsys.readouterr().err.splitlines()[-1]
     assert exit.value.code == code and re.match("error: .*(nowhere|not a number)", told), told
+
+
+def test_the_classifier_learns_the_splits_and_columns_that_it_is_given(monkeypatch, capsys):
+    loaded = []
+
+    def load(dataset, **options):
+        loaded.append(options)
+        return SimpleNamespace(class_names=None)
+
+    monkeypatch.setattr("ddpm_hf.data.load_image_dataset", load)
+    chosen = {"split": "fit", "test_split": "held_out", "image_column": "photo", "label_column": "kind"}
+    arguments = [word for name, value in chosen.items() for word in (f"--{name}", value)]
+    for given, splits, columns in (
+        ([], ["train", "test"], [None] * 2),
+        (arguments, ["fit", "held_out"], ["photo", "kind"]),
+    ):
+        monkeypatch.setattr(sys, "argv", ["train_classifier.py", "--dataset", "mine", *given])
+        with pytest.raises(SystemExit, match="2"):
+            runpy.run_path(str(ROOT / "scripts" / "train_classifier.py"), run_name="__main__")
+        assert capsys.readouterr().err.splitlines()[-1] == "error: dataset='mine' has no class labels to learn."
+        assert [options["split"] for options in loaded[-2:]] == splits
+        assert all([options["image_column"], options["label_column"]] == columns for options in loaded[-2:])
 
 
 def test_samples_are_drawn_on_any_accelerator(home, monkeypatch):
@@ -487,6 +510,37 @@ def test_the_data_set_that_is_taken(tmp_path, caplog):
     ):
         config = EvaluationConfig(**given).with_data_of(tmp_path)
         assert (config.dataset, config.label_column) == taken
+
+
+@pytest.mark.parametrize(("config", "missing"), [(ResNetConfig, "image_size"), (MobileNetV2Config, "hidden_sizes")])
+def test_a_classifier_that_does_not_tell_its_sizes_leaves_its_metrics_out(
+    home, tmp_path, monkeypatch, config, missing
+):
+    classifier = SimpleNamespace(config=config(num_channels=1), to=lambda device: classifier, eval=lambda: classifier)
+    monkeypatch.setattr(measures.AutoModelForImageClassification, "from_pretrained", lambda path: classifier)
+    found = Evaluation(str(home / "model"), EvaluationConfig(**options(home, metrics=["fid", "memorization"])))
+    assert found.metrics == ["memorization"]
+    assert found.unavailable == {"fid": f"classifier={str(home / 'classifier')!r} has no {missing} in its config"}
+
+
+def test_replaced_images_are_measured_anew(home, tmp_path):
+    """All but those of which the fingerprint is made."""
+    rng, folder = np.random.default_rng(0), tmp_path / "data"
+    folder.mkdir()
+    images, labels = rng.integers(0, 256, (400, 8, 8)), np.arange(400) % 3
+    for name in ("train", "t10k"):
+        write_idx(folder / f"{name}-labels-idx1-ubyte.gz", labels)
+    kept, found = np.linspace(0, 399, num=256, dtype=int), []
+    for seen in (images, np.where(np.isin(np.arange(400), kept)[:, None, None], images, images // 4)):
+        write_idx(folder / "train-images-idx3-ubyte.gz", seen)
+        write_idx(folder / "t10k-images-idx3-ubyte.gz", 255 - seen)
+        changes = {"dataset": str(folder), "cache_dir": str(tmp_path / "cache"), "seeds": [0], "batch_size": 200}
+        changes["metrics"] = ["bpd", "fid", "memorization"]
+        found.append(evaluate(str(home / "model"), EvaluationConfig(**options(home, **changes)))[0])
+    fingerprints = [result["settings"]["data"]["train"]["fingerprint"] for result in found]
+    assert fingerprints[0] == fingerprints[1]
+    for kind, name in (("metrics", "bits_per_dim"), ("metrics", "fid"), ("floors", "nearest_distance")):
+        assert found[0][kind][name] != found[1][kind][name], name
 
 
 def test_a_classifier_of_other_classes_leaves_accuracy_out(home, tmp_path):

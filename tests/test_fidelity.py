@@ -125,10 +125,10 @@ def test_class_accuracy_is_counted_for_each_class_that_was_asked_for():
     assert accuracy == pytest.approx(3 / 5) and each == pytest.approx({0: 2 / 3, 1: 1 / 2})
 
 
-def test_to_uint8_rounds_as_a_saved_file_does():
+def test_unit_to_uint8_rounds_as_a_saved_file_does():
     levels = torch.arange(256)
-    assert torch.equal(fidelity.to_uint8(levels / 255), levels.to(torch.uint8))
-    assert fidelity.to_uint8(torch.tensor([-0.2, 0.5 + 1e-3, 1.2])).tolist() == [0, 128, 255]
+    assert torch.equal(fidelity.unit_to_uint8(levels / 255), levels.to(torch.uint8))
+    assert fidelity.unit_to_uint8(torch.tensor([-0.2, 0.5 + 1e-3, 1.2])).tolist() == [0, 128, 255]
 
 
 def test_classify_gives_the_models_own_logits_for_uint8_images():

@@ -1,8 +1,11 @@
 """Nothing lost, nothing different: a killed run goes on bit for bit, and a run is the same on any number of ranks."""
 
+import multiprocessing
+import os
 import signal
 import subprocess
 import sys
+import time
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +16,8 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
 from training_runs import differences, fill_disk, kill, run, terminate
+
+from ddpm_hf.launch import obey_the_rank_alone
 
 ROOT = Path(__file__).parents[1]
 # 2 forward passes of 48 images in each of 6 steps, of 256 images: epochs end within steps 3 and 6. Saved are steps 2, 4 and 6.
@@ -66,6 +71,19 @@ def test_sigterm_saves_and_leaves(whole, tmp_path, num_ranks):
     assert last_line == "Stopped by SIGTERM at step 3, saved. --resume goes on."
     assert run(tmp_path, num_ranks, resume=True, **options) == [0] * num_ranks
     assert set(differences(whole(num_ranks), tmp_path).values()) == {0.0}
+
+
+def test_another_accumulation_goes_on_at_the_next_step(tmp_path, record_property):
+    """In float32, to rounding: of Adam's steps of 1e-2, in which small gradients weigh as much as large ones."""
+    options = {"mixed_precision": "no", "dropout": 0.0}
+    assert run(tmp_path / "whole", **OPTIONS[1], **options) == [0]
+    moment = (terminate, "ddpm_hf.training:training_losses", 5)  # in step 3: an odd number of steps, of 2 passes
+    assert run(tmp_path / "other", interrupt=moment, **OPTIONS[1], **options) == [0]
+    other = {"train_batch_size": 24, "gradient_accumulation_steps": 4}
+    assert run(tmp_path / "other", resume=True, **other, **options) == [0]
+    found = differences(tmp_path / "whole", tmp_path / "other")
+    record_property("differences", found)
+    assert found["lr"] == 0 and found["loss"] < 1e-5 and found["grad_norm"] < 1e-5, found
 
 
 def test_the_same_run_on_any_topology(tmp_path, record_property):
@@ -138,6 +156,46 @@ def test_cpu_config_starts_two_ranks(tmp_path):
     launch += ["--config_file", str(ROOT / "accelerate_configs" / "cpu_2_ranks.yaml"), str(script)]
     subprocess.run(launch, check=True, cwd=ROOT, timeout=120)
     assert set(differences(tmp_path / "here", tmp_path / "launched").values()) == {0.0}
+
+
+def test_sigterm_to_all_processes_of_a_run_saves_and_leaves(tmp_path):
+    """As a cluster sends it: to the workers that load as well, which must not end before their rank."""
+    folder, script = tmp_path / "run", tmp_path / "script.py"
+    folder.mkdir()
+    options = {"dataloader_num_workers": 2, "max_train_steps": 10**6, "checkpointing_steps": 10**6}
+    script.write_text(LAUNCHED.format(tests=str(ROOT / "tests"), folder=str(folder), options=options))
+    process = subprocess.Popen(
+        [sys.executable, script], env=os.environ | {"RANK": "0"}, cwd=ROOT, start_new_session=True
+    )
+    while not (folder / "log-0.jsonl").exists() and process.poll() is None:
+        time.sleep(0.1)
+    for _ in range(3):  # a launcher passes on what its processes got themselves
+        os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(60) == 0
+    out = (folder / "out-0.txt").read_text()
+    assert "Stopped by SIGTERM at step" in out and "Traceback" not in out
+    assert list(folder.glob("checkpoints/step-*"))
+
+
+def work(started) -> None:
+    obey_the_rank_alone(0)
+    started.set()
+    time.sleep(60)
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="a signal's sender is not known here")
+def test_workers_are_stopped_by_their_rank_alone():
+    """Which must be able to: after an error Python waits for workers that it has sent a SIGTERM."""
+    processes = multiprocessing.get_context("fork")
+    worker = processes.Process(target=work, args=(started := processes.Event(),))
+    worker.start()
+    assert started.wait(10)
+    subprocess.run(["kill", str(worker.pid)], check=True)
+    worker.join(0.5)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
 
 
 @pytest.mark.parametrize(
