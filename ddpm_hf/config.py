@@ -264,10 +264,10 @@ class TrainConfig:
     def _fill_in(self) -> None:
         """The preset's values and the launcher's precision, for options that are left at None."""
         recipe = _DEFAULTS | find_preset(self.preset).training
-        values = recipe | _durations(recipe, self.max_train_steps) | {"mixed_precision": default_precision()}
-        for name, value in values.items():
+        for name, value in (recipe | _durations(recipe, self.max_train_steps)).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+        self.mixed_precision = self.mixed_precision or default_precision()
 
     def _check_values(self) -> None:
         for name in COUNTS:
@@ -320,6 +320,10 @@ class TrainConfig:
             unet["out_channels"] = unet["in_channels"] * (2 if self.variance_type == "learned_range" else 1)
         return unet, scheduler
 
+    def _model(self) -> str:
+        """What two runs share if their models are the same."""
+        return json.dumps([*self.parts(), find_preset(self.preset).class_conditional], sort_keys=True)
+
     def recipe(self) -> dict:
         """The options that made the model, for its card: not whether the run was resumed, nor where it was pushed."""
         left_out = ("resume", "push_to_hub", "hub_model_id", "hub_private_repo")
@@ -335,20 +339,14 @@ class TrainConfig:
         names = [name for name in RUN_IDENTITY if (theirs.get(name) or None) != (getattr(self, name) or None)]
         model = {name: theirs.get(name, getattr(TrainConfig, name)) for name in MODEL_OPTIONS}
         with suppress(ValueError):  # their preset is no more
-            if replace(self, **model).parts() == self.parts():  # the same in other words
+            if replace(self, **model)._model() == self._model():  # the same in other words
                 names = [name for name in names if name not in MODEL_OPTIONS]
         scaled = [options.get("mixed_precision") == "fp16" for options in (theirs, vars(self))]
         return names + ["mixed_precision"] * (scaled[0] != scaled[1])  # fp16's loss scale is part of a checkpoint
 
 
-COUNTS = (
-    "train_batch_size",
-    "gradient_accumulation_steps",
-    "max_train_steps",
-    "logging_steps",
-    "checkpointing_steps",
-    "checkpoints_total_limit",
-)
+COUNTS = "train_batch_size gradient_accumulation_steps max_train_steps".split()
+COUNTS += "logging_steps checkpointing_steps checkpoints_total_limit".split()
 CHOICES = {
     "prediction_type": PREDICTION_TYPES,
     "variance_type": VARIANCE_TYPES,
@@ -375,7 +373,7 @@ def parse_args(args: list[str]) -> TrainConfig:
     from transformers import HfArgumentParser
 
     args = list(args)
-    about = "Train a DDPM. An option whose default is None takes the preset's value, or the data set's."
+    about = "Train a DDPM. An option that is None by default takes the preset's value, or the data set's, if not told otherwise."
     parser = HfArgumentParser(TrainConfig, description=about, usage="train.py [CONFIG.yaml] [options]")
     if args and not args[0].startswith("-"):
         path = args.pop(0)

@@ -31,8 +31,8 @@ from .sample_order import is_flipped
 
 FASHION_MNIST = "zalando-datasets/fashion_mnist"
 FASHION_MNIST_CLASSES = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(",")
-_DEBIANS = "usr/share/datasets/fashion-mnist"  # where Debian's package puts it, in / or in what `make data` unpacked
-FASHION_MNIST_FOLDERS = [str(root / _DEBIANS) for root in (Path("/"), Path(__file__).parents[1] / ".data")]
+_DEBIAN_FOLDER = "usr/share/datasets/fashion-mnist"  # of Debian's package, in / or in what `make data` unpacked
+FASHION_MNIST_FOLDERS = [str(root / _DEBIAN_FOLDER) for root in (Path("/"), Path(__file__).parents[1] / ".data")]
 
 # Larger sets are read from datasets' memory-mapped files: each rank has its own copy of what it holds, and eight may share a machine.
 MAX_BYTES_IN_MEMORY = min(4 * 2**30, psutil.virtual_memory().total // 4)
@@ -364,11 +364,14 @@ def _from_datasets(loaded, columns: dict, shape: tuple[int, int, int], fingerpri
 def _is_unlabelled(loaded, label_column: str) -> bool:
     """Whether the column says -1 throughout, as unlabelled splits on the Hub do, or nothing, as where folders train/ and
     test/ hold no classes. Of a stream the first row tells."""
-    if isinstance(loaded, datasets.IterableDataset):
-        seen = [row.get(label_column) for row in loaded.take(1)]
-    else:
-        seen = loaded.unique(label_column)
-    return set(seen) <= {None, -1}
+    if not isinstance(loaded, datasets.IterableDataset):
+        return set(loaded.unique(label_column)) <= {None, -1}
+    first = next(iter(loaded.decode(False)), {})  # where there are no classes the column is promised, but not there
+    if unlabelled := first.get(label_column) in (None, -1):
+        logging.getLogger(__name__).warning(
+            f"label_column={label_column!r}: the first row has no label, so none is used"
+        )
+    return unlabelled
 
 
 def _find_column(features: dict, argument: str, named: str | None) -> str | None:

@@ -1,5 +1,6 @@
 """One rank and the launcher that started it: its Accelerator, the signals that stop it, and how it leaves. `training` runs in between."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -102,7 +103,8 @@ def obey_the_rank_alone(_worker: int) -> None:
 
 
 def _wait_for_the_rank() -> None:
-    while signal.sigwaitinfo(STOPPING).si_pid != os.getppid():
+    rank = multiprocessing.parent_process()  # the system's parent may be a fork server
+    while signal.sigwaitinfo(STOPPING).si_pid != rank.pid:
         pass
     os._exit(0)
 

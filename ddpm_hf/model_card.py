@@ -29,12 +29,10 @@ logger = logging.getLogger(__name__)
 
 TASK = "unconditional-image-generation"
 CLASSIFIER_METRICS = ("fid", "kid", "precision", "recall")
-MIN_DIFFUSERS = (
-    "0.35"  # the oldest that was seen to run the code of a saved model; the package itself wants a newer one
-)
+MIN_DIFFUSERS = "0.35"  # the oldest that was seen to run a saved model's code; the package itself wants a newer one
 TRAINING, EVALUATION, WITHOUT_CODE = "## Training", "## Evaluation", "### Where remote code may not run"
 SECTIONS = {"training_config.yaml": TRAINING, "train_results.json": TRAINING, "metrics.json": EVALUATION}
-LOAD = r"(\b(?:from_pretrained|snapshot_download|load)\()"  # begins an example
+LOAD = r"(\b(?:(?:Diffusion|DDPMImage)Pipeline\.from_pretrained|snapshot_download|hub\.load)\()"  # begins an example
 
 
 def write_card(pipeline, folder: Path, name: str, *, stock: bool = False) -> ModelCard:
@@ -108,10 +106,8 @@ def _arguments(pipeline) -> str:
     unet, arguments = pipeline.unet.config, ["batch_size=4"]
     if unet.num_class_embeds is not None:
         label = min(pipeline.id2label, default=0)
-        shown = json.dumps(
-            pipeline.id2label.get(label, label), ensure_ascii=False
-        )  # a string of JSON is one of Python
-        arguments.append(f"class_labels={shown}")
+        label = json.dumps(pipeline.id2label.get(label, label), ensure_ascii=False)  # JSON's strings are Python's
+        arguments.append(f"class_labels={label}")
     if unet.sample_size is None:
         size = 8 * 2 ** (len(unet.block_out_channels) - 1)  # fits: each level halves it
         arguments.append(f"latents=torch.randn(4, {unet.in_channels}, {size}, {size})")
@@ -143,8 +139,8 @@ def renew_card(path: Path, card: Any, files: Iterable[str]) -> str:
 
 
 def _section(text: str, heading: str) -> str:
-    """From this heading to the next one; "" where there is none."""
-    found = re.search(rf"^{heading}\s*\n.*?(?=^#+ |\Z)", text, re.DOTALL | re.MULTILINE)
+    """From this heading to the next one, comments in code aside; "" where there is none."""
+    found = re.search(rf"^{heading}\s*\n(?:^```.*?^```|.)*?(?=^#+ |\Z)", text, re.DOTALL | re.MULTILINE)
     return found[0] if found else ""
 
 

@@ -84,7 +84,7 @@ def has_weights(api: HfApi, repo, branch: str, files) -> bool:
         return False
     weights = {name: path for name, path in files.items() if name.endswith(".safetensors")}
     ours = {name: CommitOperationAdd(name, path).upload_info.sha256.hex() for name, path in weights.items()}
-    return all(name in there and there[name].lfs.sha256 == sha256 for name, sha256 in ours.items())
+    return all(name in there and getattr(there[name].lfs, "sha256", None) == sha256 for name, sha256 in ours.items())
 
 
 def _open_pull_request(api: HfApi, repo) -> str | None:

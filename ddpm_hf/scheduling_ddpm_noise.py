@@ -365,7 +365,7 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
         Args:
             model_output: (B, C, ...), or (B, 2C, ...) with a learned variance.
             timestep: int, () or (B,): the chain's timestep of all samples or of each. An int, or a () on the CPU, off the chain is an
-                IndexError; to look at others would wait for the device, and they take a step of the full chain.
+                IndexError. Others are not checked, which would wait for the device: off the chain they take a step of the full one.
             sample: x_t, (B, C, ...) in any float dtype; computed in float32 or better and returned in its own dtype.
             generator: for the noise; a list has one for each sample.
             use_clipped_model_output: with `eta`, take the noise from the clipped x_0, as the posterior does, and not from the output.

@@ -7,7 +7,7 @@ and dropout on (seed, forward pass, rank), never on the state of a global genera
 where kernels are deterministic, as on a CPU.
 
     OUTPUT_DIR/                     the saved model, once the run has ended
-    OUTPUT_DIR/run.yaml             this run's TrainConfig, every value filled in; `train.py run.yaml --output_dir OTHER` runs it anew
+    OUTPUT_DIR/run.yaml             this run's TrainConfig, the recipe filled in; `train.py run.yaml --output_dir OTHER` runs it anew
     OUTPUT_DIR/checkpoints/step-N/  a saved model (the averaged weights) and state/, all that --resume needs
     OUTPUT_DIR/averages/            snapshots for averages of other lengths, where ema_sigma_rels asks for them
     OUTPUT_DIR/samples/, logs/      grids drawn on the way, the tracker's files
@@ -79,6 +79,7 @@ class Trainer:
         self.ema = ExponentialAverage(self.model.parameters(), decay=config.ema_decay, foreach=True)
         bare = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)  # names as in a saved model
         parameters = {name.removeprefix("_orig_mod."): parameter for name, parameter in bare.named_parameters()}
+        self.parameter_names = list(parameters)
         self.averages = PowerAverages(parameters, config.ema_sigma_rels) if config.ema_sigma_rels else None
         stateful = (self.lr_scheduler, self.ema, self.averages)
         self.accelerator.register_for_checkpointing(*filter(None, stateful))
@@ -291,8 +292,8 @@ class Trainer:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             limit, seconds = self.config.checkpoints_total_limit, time.perf_counter() - self.began
-            facts = {"data": self.data.fingerprint, "total_batch_size": self.total_batch_size, "seconds": seconds}
-            checkpoints.commit(self.folder, self.step, limit, **facts)
+            facts = {"data": self.data.fingerprint, "parameters": self.parameter_names, "seconds": seconds}
+            checkpoints.commit(self.folder, self.step, limit, total_batch_size=self.total_batch_size, **facts)
         accelerator.wait_for_everyone()
 
     def _save_model(self, folder: Path, figures: dict[str, float] | None = None, **extras) -> None:
@@ -309,6 +310,10 @@ class Trainer:
         config, manifest = self.config, checkpoints.read_manifest(checkpoint)
         if manifest["data"] != self.data.fingerprint:
             raise ValueError(f"dataset={config.dataset!r} does not hold the images that {checkpoint} was trained on.")
+        if manifest.get("parameters") != self.parameter_names:  # the optimizer's state goes by position
+            raise ValueError(
+                f"resume: {checkpoint} is of another version of ddpm_hf, with its parameters in another order."
+            )
         if manifest["step"] > config.max_train_steps:
             raise ValueError(f"max_train_steps={config.max_train_steps}: {checkpoint} is already beyond it.")
         if isinstance(self.data, StreamedImages):

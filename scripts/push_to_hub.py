@@ -46,8 +46,10 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, hub.HubError) as error:
         sys.exit(f"error: {error}")
     print(commit.pr_url or commit.commit_url)
-    if commit.pr_url:
-        print("After its merge push once more without --create_pr: that brings the branch stock along.")
+    if args.create_pr and not args.revision:
+        print(
+            "After its merge push again without --create_pr, which brings the branch stock along where there is one."
+        )
 
 
 if __name__ == "__main__":

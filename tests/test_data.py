@@ -116,12 +116,19 @@ def test_folders_of_splits_without_classes(tmp_path):
             load_image_dataset(str(folder), label_column="label", streaming=streaming, **GRAY)
 
 
+def test_a_stream_reads_no_column_that_it_does_not_use(tmp_path, table):
+    broken = table.add_column("mask", [{"bytes": b"no image", "path": None}] * 64, feature=datasets.Image())
+    streamed = load_image_dataset(parquet(tmp_path / "broken", broken), image_column="image", streaming=True, **GRAY)
+    assert "labels" in next(iter(streamed))
+
+
 @pytest.mark.parametrize("streaming", [False, True])
-def test_minus_one_throughout_is_no_label(tmp_path, table, streaming):
+def test_minus_one_throughout_is_no_label(tmp_path, table, streaming, caplog):
     unlabelled = table.remove_columns("label").add_column("label", [-1] * 64, feature=table.features["label"])
     folder = parquet(tmp_path / "unlabelled", unlabelled)
     found = load_image_dataset(folder, streaming=streaming, **GRAY)
     assert "labels" not in next(iter(found)) and found.class_names is None
+    assert streaming == ("the first row has no label, so none is used" in caplog.text)
     with pytest.raises(ValueError, match="label_column='label' holds no labels"):
         load_image_dataset(folder, label_column="label", streaming=streaming, **GRAY)
 

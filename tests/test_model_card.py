@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard, snapshot_download
 from PIL import Image
 
 from ddpm_hf import hub
+from ddpm_hf.model_card import WITHOUT_CODE, name_repo, without_stock
 
 
 def test_card_says_what_metrics_json_says(remote, saved):
@@ -33,7 +34,7 @@ def test_card_says_what_metrics_json_says(remote, saved):
         "scripts/train.py training_config.yaml",
         "`training_config.yaml`, which lies beside this card",
         "The name stands for the repo's id on the Hub, or\nfor the path of a folder",
-        "The package `ddpm_hf`, which trained it, is optional.",
+        "The package `ddpm_hf` is optional.",
         "Intended use",
     ):
         assert text in card.text
@@ -154,3 +155,17 @@ def test_code_on_the_card_of_a_branch_runs_what_is_there(remote, saved):
     examples = run_examples(repo.at("main").files["README.md"].decode())
     stock = examples[2]["pipe"].unet
     assert type(stock) is UNet2DModel and torch.equal(stock.conv_in.weight, other.unet.conv_in.weight)
+
+
+def test_a_push_changes_the_examples_of_this_model_alone():
+    others = 'CLIPModel.from_pretrained("openai/clip")\ntorch.load("weights.pt")\n'
+    text = name_repo(
+        others + 'hub.load("tiny")\nDiffusionPipeline.from_pretrained("tiny", revision="stock")\n', "a/b", "v2"
+    )
+    ours = 'hub.load("a/b", revision="v2")\nDiffusionPipeline.from_pretrained("a/b", revision="stock")\n'
+    assert text == others + ours
+
+
+def test_a_comment_in_code_is_no_heading():
+    section = f"{WITHOUT_CODE}\n```python\n# unconditional\npipe()\n```\nAll the same.\n\n"
+    assert without_stock("# tiny\n" + section + "## Training\n") == "# tiny\n## Training\n"

@@ -176,7 +176,7 @@ def test_script_pushes_a_model(remote, saved, monkeypatch, capsys):
     assert commits(remote) == FINISHED | {"next": 3}  # the examples on its card name it
     hub.save(hub.load(saved), saved, metrics={"fid": 1.0})
     run_script(monkeypatch, str(saved), "--repo_id", "tiny", "--create_pr")
-    assert "/discussions/1\nAfter its merge push once more" in capsys.readouterr().out
+    assert "/discussions/1\nAfter its merge push again" in capsys.readouterr().out
     assert b"stock" in remote.repo("alice/tiny").at("refs/pr/1").files["README.md"]  # which has these weights
 
 

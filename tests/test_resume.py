@@ -184,12 +184,13 @@ def work(started) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="a signal's sender is not known here")
-def test_workers_are_stopped_by_their_rank_alone():
+@pytest.mark.parametrize("start", ["fork", "forkserver"])
+def test_workers_are_stopped_by_their_rank_alone(start):
     """Which must be able to: after an error Python waits for workers that it has sent a SIGTERM."""
-    processes = multiprocessing.get_context("fork")
+    processes = multiprocessing.get_context(start)
     worker = processes.Process(target=work, args=(started := processes.Event(),))
     worker.start()
-    assert started.wait(10)
+    assert started.wait(60)
     subprocess.run(["kill", str(worker.pid)], check=True)
     worker.join(0.5)
     assert worker.is_alive()

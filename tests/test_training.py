@@ -368,6 +368,30 @@ def test_the_same_run_in_other_words_goes_on(tmp_path):
         Trainer(tiny(tmp_path, resume=True))
 
 
+def test_a_network_with_classes_is_not_the_same_without(tmp_path):
+    for name, labels in {
+        "labelled": {"num_class_embeds": 3},
+        "copy": {"num_class_embeds": 3},
+        "unlabelled": {},
+    }.items():
+        for part, config in {"unet/config.json": TINY_UNET | labels, "scheduler/scheduler_config.json": {}}.items():
+            (tmp_path / name / part).parent.mkdir(parents=True)
+            (tmp_path / name / part).write_text(json.dumps(config))
+    TrainConfig(str(tmp_path / "labelled")).save(tmp_path / "run.yaml")
+    assert TrainConfig(str(tmp_path / "copy")).differences(tmp_path / "run.yaml") == []
+    assert TrainConfig(str(tmp_path / "unlabelled")).differences(tmp_path / "run.yaml") == ["preset"]
+
+
+def test_a_checkpoint_with_its_parameters_in_another_order_is_refused(tmp_path):
+    """The state of an optimizer goes by position."""
+    manifest = train(tiny(tmp_path, max_train_steps=1)) / "checkpoints" / "step-1" / "state" / "manifest.json"
+    facts = json.loads(manifest.read_text())
+    for parameters in (facts["parameters"][::-1], None):
+        manifest.write_text(json.dumps(facts | {"parameters": parameters}))
+        with pytest.raises(ValueError, match="step-1 is of another version of ddpm_hf"):
+            Trainer(tiny(tmp_path, resume=True))
+
+
 def test_a_lone_rank_of_a_larger_launch_is_refused(tmp_path, monkeypatch):
     for name, value in {"MASTER_PORT": "29500", "ACCELERATE_MIXED_PRECISION": "no"}.items():
         monkeypatch.setenv(name, value)  # what `accelerate launch --cpu --num_processes 2` leaves its one process

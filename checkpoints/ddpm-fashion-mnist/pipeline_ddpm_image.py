@@ -183,7 +183,7 @@ class DDPMImagePipeline(DiffusionPipeline):
         """class_labels as int64, () for one label for all or (B,); checked against the model."""
         if kind := self.unet.config.get("class_embed_type"):
             raise ValueError(
-                f"unet.config.class_embed_type={kind!r}: this pipeline draws by labels of a table alone (None)."
+                f"unet.config.class_embed_type={kind!r}: this pipeline takes labels of a table alone (None)."
             )
         num_labels = self.unet.config.num_class_embeds
         if class_labels is None:
@@ -265,10 +265,11 @@ class DDPMImagePipeline(DiffusionPipeline):
         for name, kind in {"unet": ModelMixin, "scheduler": SchedulerMixin}.items():
             if parts[name] is not None:
                 continue
-            part_class: Any = cls.component_classes.get(index[name][1]) or getattr(diffusers, index[name][1], None)
+            _, saved_class = index.get(name) or (None, None)
+            part_class: Any = cls.component_classes.get(saved_class) or getattr(diffusers, str(saved_class), None)
             fits = inspect.isclass(part_class) and issubclass(part_class, kind)
             if not fits:
-                raise ValueError(f"model_index.json: {name}={index[name]} is no {kind.__name__} of diffusers.")
+                raise ValueError(f"model_index.json: {name}={index.get(name)} is no {kind.__name__} of diffusers.")
             options = dict(hub_options)
             if kind is ModelMixin:  # safetensors only: unpickling a .bin can run any code
                 options = {"use_safetensors": True, "disable_mmap": True, **kwargs}
