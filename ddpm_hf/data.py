@@ -366,7 +366,8 @@ def _is_unlabelled(loaded, label_column: str) -> bool:
     test/ hold no classes. Of a stream the first row tells."""
     if not isinstance(loaded, datasets.IterableDataset):
         return set(loaded.unique(label_column)) <= {None, -1}
-    first: dict = next(iter(loaded.decode(False)), {})  # where there are no classes the column is promised, but not there
+    # Where there are no classes the column is promised, but not there.
+    first: dict = next(iter(loaded.decode(False)), {})
     if unlabelled := first.get(label_column) in (None, -1):
         logging.getLogger(__name__).warning(
             f"label_column={label_column!r}: the first row has no label, so none is used"
