@@ -29,6 +29,8 @@ from datasets.utils.file_utils import get_session
 
 from .sample_order import is_flipped
 
+logger = logging.getLogger(__name__)
+
 FASHION_MNIST = "zalando-datasets/fashion_mnist"
 FASHION_MNIST_CLASSES = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(",")
 _DEBIAN_FOLDER = "usr/share/datasets/fashion-mnist"  # of Debian's package, in / or in what `make data` unpacked
@@ -290,7 +292,7 @@ def _local_fashion_mnist(error: Exception) -> Path:
     folders = [os.environ.get("FASHION_MNIST_DIR", "$FASHION_MNIST_DIR"), *FASHION_MNIST_FOLDERS]
     for folder in map(Path, folders):
         if _idx_files(folder, "images"):
-            logging.getLogger(__name__).warning(f"{error}: FashionMNIST is read from {folder}")
+            logger.warning(f"{error}: FashionMNIST is read from {folder}")
             return folder
     ways = "give a way to the Hub; or get Debian's dataset-fashion-mnist (`make data`) or set $FASHION_MNIST_DIR"
     raise FileNotFoundError(f"dataset={FASHION_MNIST!r}: {error}, and no copy is in {folders}: {ways}") from error
@@ -369,9 +371,7 @@ def _is_unlabelled(loaded, label_column: str) -> bool:
     # Where there are no classes the column is promised, but not there.
     first: dict = next(iter(loaded.decode(False)), {})
     if unlabelled := first.get(label_column) in (None, -1):
-        logging.getLogger(__name__).warning(
-            f"label_column={label_column!r}: the first row has no label, so none is used"
-        )
+        logger.warning(f"label_column={label_column!r}: the first row has no label, so none is used")
     return unlabelled
 
 
@@ -394,5 +394,5 @@ def _find_column(features: dict, argument: str, named: str | None) -> str | None
         return found[0]
     for c in usual:
         if c in features:
-            logging.getLogger(__name__).warning(f"{argument}=None: {c!r} holds {dtypes[c]} and is not used")
+            logger.warning(f"{argument}=None: {c!r} holds {dtypes[c]} and is not used")
     return None
