@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 
@@ -29,7 +29,7 @@ setup(
     long_description=Path("README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=["ddpm_hf"],
+    packages=find_packages(include=["ddpm_hf", "ddpm_hf.*"]),
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.6",

@@ -8,7 +8,7 @@ import sys
 import torch
 
 from ddpm_hf import DDPMUNet2DModel
-from ddpm_hf.config import PRESETS
+from ddpm_hf.training import PRESETS
 
 
 def kept_bytes(unet: DDPMUNet2DModel, batch_size: int) -> int:

@@ -13,8 +13,8 @@ from pathlib import Path
 from parts import default_of_as_many_parameters
 
 from ddpm_hf import DDPMNoiseScheduler, DDPMUNet2DModel
-from ddpm_hf.config import TrainConfig
 from ddpm_hf.training import train
+from ddpm_hf.training.config import TrainConfig
 
 STEPS = 940  # half an epoch
 

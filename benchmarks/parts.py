@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel
-from ddpm_hf.config import PRESETS
+from ddpm_hf.training import PRESETS
 
 CONFIG = dict(  # attention at 14 x 14 with stock's head size of 8
     sample_size=28,

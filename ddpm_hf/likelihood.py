@@ -19,8 +19,9 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
 import torch
+
+from .keys import draw_noise, draw_positions
 
 
 @dataclass
@@ -104,11 +105,11 @@ def variational_bound(
     x_0 = (levels.round() / 127.5) - 1
     chain = scheduler.timesteps.flip(0).cpu()  # ascending: position 0 is the decoder's
     strata = split_chain(len(chain), num_timesteps)
-    timesteps = torch.stack([chain[_draw_positions(strata, seed, int(i))] for i in indices])
+    timesteps = torch.stack([chain[draw_positions(strata, seed, int(i))] for i in indices])
     condition = {} if class_labels is None else {"class_labels": class_labels}
     terms = []
     for column in timesteps.T:
-        draws = [_draw_noise(x_0.shape[1:], seed, int(i), int(t)) for i, t in zip(indices, column)]
+        draws = [draw_noise(x_0.shape[1:], seed, int(i), int(t)) for i, t in zip(indices, column)]
         noise, t = torch.stack(draws).to(x_0.device), column.to(x_0.device)
         x_t = scheduler.add_noise(x_0, noise, t)
         model_output = model(x_t.to(getattr(model, "dtype", x_t.dtype)), t, **condition).sample
@@ -135,16 +136,6 @@ def split_chain(length: int, num_timesteps: int | None = None) -> list[range]:
     for i in range(1, num_timesteps):
         edges.append(max(edges[-1] + 1, round(length ** (i / (num_timesteps - 1)))))
     return [range(start, stop) for start, stop in pairwise(edges)]
-
-
-def _draw_positions(strata: list[range], seed: int, index: int) -> torch.Tensor:
-    """One position from each stratum, keyed by (seed, image); the third word is no timestep: no noise has that key."""
-    uniforms = np.random.default_rng((seed, index, 2**32 - 1)).random(len(strata))
-    return torch.tensor([stratum[int(u * len(stratum))] for stratum, u in zip(strata, uniforms)])
-
-
-def _draw_noise(shape: torch.Size, seed: int, index: int, t: int) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng((seed, index, t)).standard_normal(tuple(shape)))
 
 
 def bound_term(

@@ -15,6 +15,8 @@ from collections.abc import Callable
 import torch
 from diffusers.training_utils import compute_snr
 
+from .keys import mixed_key
+
 # lambda of Improved DDPM, Section 3.1: of the whole bound, T terms, in bits/dim as in the paper's code
 VLB_WEIGHT = 0.001
 
@@ -34,14 +36,6 @@ def draw(
         noise[i].normal_(generator=generator)
     t = (uniform[:, 0] * num_train_timesteps).long()
     return t, noise, uniform[:, 1]
-
-
-def mixed_key(seed: int, position: int) -> int:
-    """A well-mixed 63-bit key (splitmix64): generators on the CPU look at 32 bits of it, so neighbours must differ everywhere."""
-    z = (seed * 0x9E3779B97F4A7C15 + (position + 1) * 0xD1B54A32D192ED03) & (2**64 - 1)
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
-    return (z ^ (z >> 31)) >> 1
 
 
 def drop_labels(labels: torch.Tensor, uniform: torch.Tensor, probability: float, null_label: int) -> torch.Tensor:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import yaml
 
-from ddpm_hf import checkpoints, ema, hub
+from ddpm_hf import hub
+from ddpm_hf.training import checkpoints, ema
 
 # What is told of the run; all else in its train_results.json is told of its own weights.
 RUN = ("train_runtime", "train_steps", "train_samples", "num_processes", "hardware")

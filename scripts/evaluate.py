@@ -3,7 +3,7 @@
     python scripts/evaluate.py MODEL --metrics bpd fid kid --num_images 5000 --output metrics.json
 
 On many ranks start it by `accelerate launch --config_file ...`, as scripts/train.py. Writes metrics.json (the schema is in
-ddpm_hf/evaluation.py) and, beside it, report.png or sweep.png; with --output MODEL/metrics.json the card of a saved model
+ddpm_hf/evaluation/run.py) and, beside it, report.png or sweep.png; with --output MODEL/metrics.json the card of a saved model
 tells the figures as well. Exit code 0: all was measured; 2: an argument is wrong, nothing was computed; 3: a metric could
 not be had, the others were measured. `accelerate launch` turns 2 and 3 into 1.
 """
@@ -16,9 +16,9 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from ddpm_hf import hub, report
-from ddpm_hf.evaluation import evaluate
-from ddpm_hf.evaluation_config import EvaluationConfig
+from ddpm_hf import hub
+from ddpm_hf.evaluation import evaluate, report
+from ddpm_hf.evaluation.config import EvaluationConfig
 
 
 def main() -> int:

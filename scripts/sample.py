@@ -9,7 +9,7 @@ from accelerate import PartialState
 from PIL import Image
 
 from ddpm_hf import hub
-from ddpm_hf.grid import labelled_grid
+from ddpm_hf.images import labelled_grid
 
 
 def main():

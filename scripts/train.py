@@ -6,8 +6,8 @@ project, `accelerate launch` asks for float32.
 
 import sys
 
-from ddpm_hf.config import parse_args
 from ddpm_hf.training import train
+from ddpm_hf.training.config import parse_args
 
 if __name__ == "__main__":
     try:

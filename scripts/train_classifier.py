@@ -16,7 +16,7 @@ import torch
 from transformers import HfArgumentParser, ResNetConfig, ResNetForImageClassification, Trainer, TrainingArguments
 
 from ddpm_hf.data import load_image_dataset
-from ddpm_hf.fidelity import to_pixel_values
+from ddpm_hf.evaluation.fidelity import to_pixel_values
 
 CARD = """---
 license: apache-2.0
@@ -29,7 +29,7 @@ datasets: [{dataset}]
 
 `ResNetForImageClassification` with {parameters:,} parameters. Accuracy on the {num_test:,} test images:
 **{accuracy:.2%}** (torch {torch}, {seconds:.0f} s). It sees images of {channels} channel(s) in [-1, 1], enlarged to
-{size} x {size} pixels; `ddpm_hf.fidelity.classify` does that. Its last hidden layer gives the {features} features of
+{size} x {size} pixels; `ddpm_hf.evaluation.fidelity.classify` does that. Its last hidden layer gives the {features} features of
 FID, KID, precision and recall in `scripts/evaluate.py`.
 
 ```bash

@@ -19,11 +19,9 @@ use_local_hub()  # before anything imports huggingface_hub
 import pytest
 import torch
 from hub_fixtures import no_waiting, remote, saved, saved_once
-from tiny import TINY_UNET
+from training_fixtures import tiny_preset
 
-from ddpm_hf.cores import num_cores
-
-DATA = Path(__file__).parent / "data"
+from ddpm_hf.hardware import num_cores
 
 
 def pytest_configure(config):

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_UNET
 from safetensors.torch import load_file
-from test_training import tiny, tiny_preset  # noqa: F401 (each test begins with the preset, and without Accelerate's state)
+from tiny import TINY_UNET
+from training_fixtures import tiny
 
 from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel
 from ddpm_hf.training import train
 
-pytestmark = pytest.mark.cuda
+pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("tiny_preset")]
 DEVICE = "cuda"
 
 

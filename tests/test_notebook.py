@@ -4,8 +4,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import DATA
 from nbclient import NotebookClient
+from tiny import ASSETS
 
 PATH = Path(__file__).parents[1] / "notebooks" / "ddpm_from_scratch.ipynb"
 
@@ -30,9 +30,9 @@ def num_pictures(cell) -> int:
 
 
 def test_it_runs_from_start_to_end(notebook, monkeypatch):
-    """On the few real images of tests/data, with a training of a few steps; nothing else is shorter than for a reader."""
+    """On the few real images of tests/assets, with a training of a few steps; nothing else is shorter than for a reader."""
     monkeypatch.setenv("TRAIN_STEPS", "40")
-    monkeypatch.setenv("FASHION_MNIST_DIR", str(DATA / "idx"))
+    monkeypatch.setenv("FASHION_MNIST_DIR", str(ASSETS / "idx"))
     shown = [num_pictures(cell) for cell in code_cells(notebook)]
     NotebookClient(notebook, timeout=170, kernel_name="python3").execute()  # raises with the cell's traceback
     cells = code_cells(notebook)

@@ -8,7 +8,6 @@ import types
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_UNET
 from diffusers import (
     ConfigMixin,
     DDIMScheduler,
@@ -22,6 +21,7 @@ from diffusers import (
 )
 from diffusers.configuration_utils import register_to_config
 from PIL import Image
+from tiny import TINY_UNET
 
 from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel
 from ddpm_hf.pipeline_ddpm_image import has_bfloat16

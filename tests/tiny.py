@@ -1,4 +1,9 @@
-"""The smallest U-Net with attention that the tests train."""
+"""What the tests share: places, and the smallest U-Net with attention that they train."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+ASSETS = ROOT / "tests" / "assets"  # a few real images of FashionMNIST: idx/, and imagefolder/ of three classes
 
 TINY_UNET = dict(
     sample_size=8,

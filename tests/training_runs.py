@@ -14,12 +14,11 @@ from pathlib import Path
 import torch
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
-from tiny import TINY_UNET
+from tiny import ASSETS, TINY_UNET
 
 SCHEDULER = {"num_train_timesteps": 20, "beta_schedule": "sigmoid"}
-DATA = Path(__file__).parent / "data" / "idx"
 RECIPE = {"train_batch_size": 48, "learning_rate": 1e-2, "lr_warmup_steps": 2, "max_train_steps": 6, "ema_decay": 0.9}
-OPTIONS = {"preset": "tiny", "dataset": str(DATA), "report_to": "none", "num_validation_images": 0}
+OPTIONS = {"preset": "tiny", "dataset": str(ASSETS / "idx"), "report_to": "none", "num_validation_images": 0}
 OPTIONS |= {
     "mixed_precision": "bf16",
     "ema_sigma_rels": [0.1],
@@ -80,8 +79,7 @@ def train_rank(folder: Path, environ: dict, rank: int, interrupt, dropout: float
     os.environ.update(environ)
     from accelerate import Accelerator, PartialState
 
-    from ddpm_hf import training
-    from ddpm_hf.config import PRESETS, Preset, TrainConfig
+    from ddpm_hf.training import PRESETS, Preset, TrainConfig, trainer
 
     out = open(folder / f"out-{rank}.txt", "a")  # noqa: SIM115
     os.dup2(out.fileno(), 1)
@@ -94,7 +92,7 @@ def train_rank(folder: Path, environ: dict, rank: int, interrupt, dropout: float
     ):  # Accelerate shares a model out among GPUs only; FSDP2 itself works on CPUs, too
         PartialState(cpu=True)
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    seen, losses = [], training.training_losses
+    seen, losses = [], trainer.training_losses
 
     def seeing_losses(model, scheduler, *inputs):
         seen.append(inputs[:4])
@@ -104,10 +102,10 @@ def train_rank(folder: Path, environ: dict, rank: int, interrupt, dropout: float
         with open(folder / f"log-{rank}.jsonl", "a") as file:
             file.write(json.dumps({"step": step} | values) + "\n")
 
-    training.training_losses, Accelerator.log = seeing_losses, log
+    trainer.training_losses, Accelerator.log = seeing_losses, log
     os.sched_getaffinity = lambda _: {0}  # the threads of a tiny net wait for each other most of the time
     try:
-        training.train(TrainConfig(output_dir=str(folder), **OPTIONS | options))
+        trainer.train(TrainConfig(output_dir=str(folder), **OPTIONS | options))
     except Exception:
         traceback.print_exc()
         sys.stderr.flush()

@@ -1,0 +1,8 @@
+"""Any data set -> images as x_0 and what a model is conditioned on."""
+
+from .images import ImageDataset, collate_batch
+from .order import SampleOrder
+from .sources import FASHION_MNIST, load_image_dataset
+from .streaming import StreamedImages
+
+__all__ = ["FASHION_MNIST", "ImageDataset", "SampleOrder", "StreamedImages", "collate_batch", "load_image_dataset"]

@@ -1,0 +1,170 @@
+"""Architectures and recipes as data."""
+
+import json
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+DOWN, ATTN_DOWN, UP, ATTN_UP = "DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """unet, scheduler: constructor arguments. training: defaults of TrainConfig. class_conditional: labels are used where the data has them."""
+
+    unet: dict
+    scheduler: dict
+    training: dict
+    class_conditional: bool = False
+
+
+def _paper_unet(sample_size: int, block_out_channels: tuple[int, ...], attention_level: int, dropout: float) -> dict:
+    """Ho et al. 2020, Appendix B: self-attention at one resolution (16 x 16), one head; the details of google/ddpm-*."""
+    levels = range(len(block_out_channels))
+    return dict(
+        sample_size=sample_size,
+        block_out_channels=block_out_channels,
+        down_block_types=tuple(ATTN_DOWN if i == attention_level else DOWN for i in levels),
+        up_block_types=tuple(ATTN_UP if i == attention_level else UP for i in reversed(levels)),
+        dropout=dropout,
+        attention_head_dim=None,
+        downsample_padding=0,
+        flip_sin_to_cos=False,
+        freq_shift=1,
+        norm_eps=1e-6,
+    )
+
+
+def _log_snr_linear_betas(first: float, last: float, num_train_timesteps: int = 1000) -> tuple[float, ...]:
+    """betas whose log-SNR falls linearly from `first` to `last`: then all t weigh the same in the bound, and L_simple is the bound but
+    for its decoder (Kingma et al. 2021, arXiv:2107.00630, Eq. 13)."""
+    step = (last - first) / (num_train_timesteps - 1)
+    alphas_cumprod = [1.0, *(1 / (1 + math.exp(-first - step * t)) for t in range(num_train_timesteps))]
+    return tuple(1 - after / before for before, after in pairwise(alphas_cumprod))
+
+
+_PAPER_ADAM = dict(adam_beta2=0.999, weight_decay=0.0)
+
+
+_PAPER_SCHEDULER = dict(beta_schedule="linear", beta_start=1e-4, beta_end=0.02, variance_type="fixed_large")
+
+
+# x_0-prediction under min-SNR weights learns a small model's garments in fewer steps than v, and much sooner than noise.
+_COSINE = dict(beta_schedule="squaredcos_cap_v2", prediction_type="sample", timestep_spacing="trailing")
+
+
+def _small_unet(block_out_channels: tuple[int, ...], **options) -> dict:
+    """28 x 28 in grey: levels of 28, 14 and 7 pixels, attention at the lowest.
+
+    A group of GroupNorm has at least 16 channels: with fewer, a CPU cannot use channels_last, which is faster (`modeling_ddpm_unet.GroupNorm`).
+    """
+    unet = dict(
+        sample_size=28,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=block_out_channels,
+        down_block_types=(DOWN, DOWN, ATTN_DOWN),
+        up_block_types=(ATTN_UP, UP, UP),
+    )
+    return unet | options
+
+
+_SMALL_RECIPE = dict(  # ten epochs of FashionMNIST
+    train_batch_size=32, learning_rate=2e-3, lr_warmup_steps=500, max_train_steps=18_750, ema_decay=0.999
+)
+
+
+_SMALL = Preset(  # 1.8 M parameters
+    unet=_small_unet((32, 64, 96), layers_per_block=1, norm_num_groups=2, attention_head_dim=None),
+    scheduler=_COSINE,
+    training=_SMALL_RECIPE | dict(snr_gamma=5.0),
+    class_conditional=True,
+)
+
+
+PRESETS = {
+    "fashion-mnist-quick": Preset(  # 0.64 M parameters; many small steps learn more in the same time than few large ones
+        unet=_small_unet(
+            (16, 32, 64),
+            layers_per_block=1,
+            norm_num_groups=1,
+            down_block_types=(DOWN, DOWN, DOWN),
+            up_block_types=(UP, UP, UP),
+        ),
+        scheduler=_COSINE,
+        training=dict(
+            train_batch_size=16,
+            learning_rate=2e-3,
+            lr_warmup_steps=100,
+            max_train_steps=6000,
+            ema_decay=0.998,
+            snr_gamma=5.0,
+        ),
+        class_conditional=True,
+    ),
+    "fashion-mnist": _SMALL,
+    "fashion-mnist-nll": Preset(  # for bits/dim; noise from a third of a grey level to all but the prior
+        unet=_small_unet((32, 64, 64), layers_per_block=1, norm_num_groups=2, attention_head_dim=None, out_channels=2),
+        scheduler=dict(trained_betas=_log_snr_linear_betas(12.0, -7.0), variance_type="learned_range"),
+        training=_SMALL_RECIPE,
+    ),
+    "mnist": Preset(_SMALL.unet, _SMALL.scheduler, _SMALL.training | {"dataset": "ylecun/mnist"}, True),
+    "cifar10": Preset(  # the paper's CIFAR-10 model: FID 3.17
+        unet=_paper_unet(32, (128, 256, 256, 256), attention_level=1, dropout=0.1),
+        scheduler=_PAPER_SCHEDULER,
+        training=dict(
+            dataset="uoft-cs/cifar10",
+            train_batch_size=128,
+            learning_rate=2e-4,
+            lr_warmup_steps=5000,
+            lr_scheduler="constant_with_warmup",
+            **_PAPER_ADAM,
+            max_train_steps=800_000,
+            ema_decay=0.9999,
+            random_flip=True,
+        ),
+    ),
+    "celebahq-256": Preset(  # the paper's 256 x 256 model
+        unet=_paper_unet(256, (128, 128, 256, 256, 512, 512), attention_level=4, dropout=0.0),
+        scheduler=_PAPER_SCHEDULER,
+        training=dict(
+            dataset="korexyz/celeba-hq-256x256",
+            train_batch_size=64,
+            learning_rate=2e-5,
+            lr_warmup_steps=5000,
+            lr_scheduler="constant_with_warmup",
+            **_PAPER_ADAM,
+            max_train_steps=500_000,
+            ema_decay=0.9999,
+            random_flip=True,
+        ),
+    ),
+}
+
+
+_STOCK_RECIPE = dict(  # train_unconditional.py's, for a network that no preset knows
+    train_batch_size=16, learning_rate=1e-4, lr_warmup_steps=500, max_train_steps=50_000, ema_decay=0.9999
+)
+
+
+def find_preset(preset: str) -> Preset:
+    """One of PRESETS, or the network and the noise schedule of a folder such as a saved model, ours or stock."""
+    if preset in PRESETS:
+        return PRESETS[preset]
+    places = (Path(preset) / "unet" / "config.json", Path(preset) / "scheduler" / "scheduler_config.json")
+    paths = [path if path.parent.is_dir() else Path(preset, path.name) for path in places]  # google/ddpm-*: the root
+    if not all(path.is_file() for path in paths):
+        raise ValueError(
+            f"preset={preset!r}: choose one of {', '.join(PRESETS)}, or a folder with unet/config.json and"
+            " scheduler/scheduler_config.json."
+        )
+    try:
+        configs = [json.loads(path.read_text()).items() for path in paths]
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"preset={preset!r}: one of its configs is no JSON object ({error}).") from error
+    unet, scheduler = ({name: value for name, value in config if not name.startswith("_")} for config in configs)
+    if not isinstance(unet.get("sample_size"), int):
+        raise ValueError(f"preset={preset!r}: {paths[0]} must have the pixels of a side as its sample_size.")
+    is_conditional = unet.pop("num_class_embeds", None) is not None
+    return Preset(unet, scheduler, _STOCK_RECIPE, is_conditional)

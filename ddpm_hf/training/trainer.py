@@ -1,0 +1,401 @@
+"""train(config): Algorithm 1 of DDPM (Ho et al. 2020, arXiv:2006.11239) under Accelerate, from data to a saved model.
+
+    data -> objective (scheduler.add_noise -> unet -> loss) -> optimizer, EMA -> hub.save
+
+Everything counts optimizer steps, on any number of ranks. What is drawn for a sample depends on (seed, its position in the run) alone,
+and dropout on (seed, forward pass, rank), never on the state of a global generator: that makes a resumed run the same run, bit for bit
+where kernels are deterministic, as on a CPU.
+
+    OUTPUT_DIR/                     the saved model, once the run has ended
+    OUTPUT_DIR/run.yaml             this run's TrainConfig, the recipe filled in; `train.py run.yaml --output_dir OTHER` runs it anew
+    OUTPUT_DIR/checkpoints/step-N/  a saved model (the averaged weights) and state/, all that --resume needs
+    OUTPUT_DIR/averages/            snapshots for averages of other lengths, where ema_sigma_rels asks for them
+    OUTPUT_DIR/samples/, logs/      grids drawn on the way, the tracker's files
+"""
+
+import json
+import logging
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from accelerate.utils import broadcast_object_list, set_seed
+from diffusers.optimization import get_scheduler
+from safetensors import SafetensorError
+from tqdm.auto import tqdm
+
+from .. import hub, likelihood
+from ..data import SampleOrder, StreamedImages, collate_batch, load_image_dataset
+from ..hardware import describe_hardware
+from ..keys import mixed_key
+from ..modeling_ddpm_unet import DDPMUNet2DModel
+from ..objective import draw, drop_labels, training_losses
+from ..pipeline_ddpm_image import DDPMImagePipeline
+from ..scheduling_ddpm_noise import DDPMNoiseScheduler
+from . import checkpoints, validation
+from .config import TrainConfig
+from .ema import NUM_SNAPSHOTS, ExponentialAverage, PowerAverages, whole
+from .launch import StopSignals, is_sharded, leave, local_main_process_first, make_accelerator, obey_the_rank_alone
+from .presets import find_preset
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: TrainConfig) -> Path:
+    """Run `config` to its end, or to a SIGTERM or Ctrl-C, after which `resume=True` goes on. Returns the run's folder."""
+    return Trainer(config).run()
+
+
+class Trainer:
+    """The parts of one run: made in `__init__`, after every check that can be made before work is done."""
+
+    def __init__(self, config: TrainConfig):
+        self.config, self.folder = config, Path(config.output_dir)
+        self.accelerator = make_accelerator(config)
+        self.signals = StopSignals(self.accelerator)
+        checkpoint = self._open_folder()
+        self.data = self._load_data("train")
+        is_conditional = find_preset(config.preset).class_conditional
+        self.id2label = dict(enumerate(self.data.class_names or [])) if is_conditional else {}
+        self.scheduler = DDPMNoiseScheduler.from_config(config.parts()[1])
+        unet, self.eval_unet = self._make_unets()
+        optimizer = torch.optim.AdamW(
+            unet.parameters(),
+            lr=config.learning_rate,
+            betas=(0.9, config.adam_beta2),
+            weight_decay=config.weight_decay,
+            # A fused one hides from Accelerate the steps that fp16 skips; None is the fastest of the others.
+            fused=config.mixed_precision != "fp16" or None,
+        )
+        model = torch.compile(unet) if config.torch_compile else unet
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        # Not prepared: Accelerate would step it once per rank, and it counts optimizer steps.
+        self.lr_scheduler = get_scheduler(
+            config.lr_scheduler,
+            self.optimizer.optimizer,
+            num_warmup_steps=config.lr_warmup_steps,
+            num_training_steps=config.max_train_steps,
+        )
+        self.ema = ExponentialAverage(self.model.parameters(), decay=config.ema_decay, foreach=True)
+        bare = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)  # names as in a saved model
+        parameters = {name.removeprefix("_orig_mod."): parameter for name, parameter in bare.named_parameters()}
+        self.parameter_names = list(parameters)
+        self.averages = PowerAverages(parameters, config.ema_sigma_rels) if config.ema_sigma_rels else None
+        stateful = (self.lr_scheduler, self.ema, self.averages)
+        self.accelerator.register_for_checkpointing(*filter(None, stateful))
+        self.step, self.began = self._load_checkpoint(checkpoint) if checkpoint else (0, time.perf_counter())
+        self.validation_data = None if config.streaming else self._load_validation_data()
+
+    def _make_unets(self) -> tuple[DDPMUNet2DModel, DDPMUNet2DModel]:
+        """The one that is trained, and one on this rank's device for the averaged weights."""
+        config, _ = self.config.parts()
+        if self.id2label:
+            config["num_class_embeds"] = len(self.id2label) + 1  # the last is the null label
+        set_seed(self.config.seed)
+        unet, eval_unet = (DDPMUNet2DModel.from_config(config) for _ in range(2))
+        if not is_sharded(self.accelerator):  # FSDP2 wants its parameters contiguous
+            unet.to(memory_format=torch.channels_last)
+        if self.config.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        return unet, eval_unet.eval().to(self.accelerator.device, memory_format=torch.channels_last)
+
+    # ------------------------------------------------------------------ the loop
+
+    def run(self) -> Path:
+        config, accelerator = self.config, self.accelerator
+        if accelerator.is_main_process:
+            if config.push_to_hub:
+                hub.prepare_push(self.folder, self.repo_id, private=config.hub_private_repo)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            config.save(self.folder / "run.yaml")
+            if self.averages:
+                self.averages.drop_later(self.folder)
+        options = asdict(config).items()
+        tracked = {name: value if isinstance(value, (int, float)) else str(value) for name, value in options}
+        accelerator.init_trackers("ddpm_hf", config=tracked)
+        with self.signals:
+            self._loop()
+            if self.step == config.max_train_steps:
+                self._finish()
+            else:
+                self._say(f"Stopped by {self.signals.name} at step {self.step}, saved. --resume goes on.")
+        self.model = accelerator.unwrap_model(self.model)
+        leave(accelerator)
+        return self.folder
+
+    def _loop(self) -> None:
+        config, accelerator = self.config, self.accelerator
+        silent = not accelerator.is_main_process
+        bar = tqdm(total=config.max_train_steps, initial=self.step, unit="step", disable=silent)
+        snapshot_steps = -(-config.max_train_steps // NUM_SNAPSHOTS)  # rounded up: no more than those
+        batches, figures, since, stopping = iter(self._loader()), [], time.perf_counter(), False
+        while self.step < config.max_train_steps and not stopping:
+            figures.append(self.train_step(batches))
+            self.step += 1
+            bar.update()
+            is_last, logging_now = self.step == config.max_train_steps, self.step % config.logging_steps == 0
+            stopping = self.signals.came(may_wait=logging_now)
+            saving = is_last or stopping or self.step % config.checkpointing_steps == 0
+            validating = not is_last and config.validation_steps and self.step % config.validation_steps == 0
+            if self.averages and (is_last or self.step % snapshot_steps == 0):
+                self.averages.save(self.folder, accelerator.is_main_process)
+            if saving or validating or logging_now:
+                self._log(figures, time.perf_counter() - since, bar)  # first: what is not finite is never saved
+                if validating:
+                    self.validate()
+                if saving:
+                    self.save_checkpoint()
+                figures, since = [], time.perf_counter()
+        bar.close()
+
+    def train_step(self, batches) -> torch.Tensor:
+        """One optimizer step: the gradient step of Algorithm 1 on `total_batch_size` images.
+
+        Returns this rank's mean loss and the norm of the gradient over all ranks, before it was clipped: float32 (2,).
+        """
+        config, accelerator, device = self.config, self.accelerator, self.accelerator.device
+        total = torch.zeros((), device=device)
+        for i in range(config.gradient_accumulation_steps):
+            batch = next(batches)
+            x_0 = batch["x_0"].to(device, memory_format=torch.channels_last, non_blocking=True)
+            t, noise, uniform = draw(x_0, batch["position"], config.seed, len(self.scheduler))
+            labels = None
+            if self.id2label:
+                labels = batch["labels"].to(device, non_blocking=True)
+                labels = drop_labels(labels, uniform, config.label_dropout, null_label=len(self.id2label))
+            with accelerator.accumulate(self.model):
+                forward = (self.step * config.gradient_accumulation_steps + i) * accelerator.num_processes
+                # Dropout's; keys from 0 on are the samples'.
+                torch.manual_seed(mixed_key(config.seed, -1 - forward - accelerator.process_index))
+                inputs = (x_0, t, noise, labels, config.snr_gamma, likelihood.bound_term)
+                loss = training_losses(self.model, self.scheduler, *inputs).mean()
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    grad_norm = whole(accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm))
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            total = total + loss.detach()
+        if accelerator.optimizer_step_was_skipped:  # as fp16 does where the gradients overflow
+            grad_norm = torch.zeros_like(grad_norm)
+        else:
+            self.lr_scheduler.step()
+            self.ema.step(self.model.parameters())
+            if self.averages:
+                self.averages.step()
+        return torch.stack([total / config.gradient_accumulation_steps, grad_norm])
+
+    @property
+    def total_batch_size(self) -> int:
+        """Images of one optimizer step, over all ranks."""
+        return self.config.train_batch_size * self.config.gradient_accumulation_steps * self.accelerator.num_processes
+
+    def _loader(self) -> torch.utils.data.DataLoader:
+        config, accelerator = self.config, self.accelerator
+        if isinstance(self.data, StreamedImages):
+            return torch.utils.data.DataLoader(self.data, batch_size=config.train_batch_size)
+        order = SampleOrder(
+            len(self.data),
+            config.train_batch_size,
+            config.seed,
+            rank=accelerator.process_index,
+            num_ranks=accelerator.num_processes,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            start_step=self.step,
+        )
+        return torch.utils.data.DataLoader(
+            self.data,
+            batch_sampler=order,
+            collate_fn=collate_batch,
+            num_workers=config.dataloader_num_workers,
+            worker_init_fn=obey_the_rank_alone,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+
+    def _log(self, figures: list[torch.Tensor], seconds: float, bar: tqdm) -> None:
+        """Report the means over steps and ranks; end the run if a loss or a gradient is not finite."""
+        means = self.accelerator.reduce(torch.stack(figures), reduction="mean")
+        if not (finite := means.isfinite().all(dim=1)).all():
+            step = self.step - len(figures) + 1 + int((~finite).nonzero()[0])
+            raise FloatingPointError(
+                f"The loss or its gradient is no longer finite at step {step}. The last good checkpoint is"
+                f" {checkpoints.newest(self.folder)}: go on from it with a lower learning_rate, or with mixed_precision bf16 or no."
+            )
+        (loss, grad_norm), lr = means.mean(dim=0).tolist(), self.lr_scheduler.get_last_lr()[0]
+        speed = len(figures) * self.total_batch_size / seconds
+        self.accelerator.log(
+            {"loss": loss, "grad_norm": grad_norm, "lr": lr, "images_per_second": speed}, step=self.step
+        )
+        bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s")
+
+    # ------------------------------------------------------------------ looking at what was learnt
+
+    def pipeline(self) -> DDPMImagePipeline:
+        """The model as it would be saved now: the averaged weights, in eval mode."""
+        self.ema.copy_to(self.eval_unet.parameters())
+        scheduler = DDPMNoiseScheduler.from_config(self.scheduler.config)  # a copy: sampling changes its chain
+        pipeline = DDPMImagePipeline(self.eval_unet, scheduler, self.id2label or None)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def validate(self):
+        """Report the held-out loss and draw the grid, which only the main process gets; returns them."""
+        config, accelerator, pipeline, figures = self.config, self.accelerator, self.pipeline(), {}
+        if self.validation_data:
+            num_images = min(config.num_validation_images, len(self.validation_data))
+            figures = validation.held_out_loss(accelerator, pipeline, self.validation_data, num_images)
+            accelerator.log(figures, step=self.step)
+        grid = validation.draw_samples(accelerator, pipeline, config.guidance_scale)
+        if grid is not None:
+            path = self.folder / "samples" / f"step-{self.step}.png"
+            path.parent.mkdir(exist_ok=True)
+            grid.save(path)
+        return figures, grid
+
+    # ------------------------------------------------------------------ the run's folder
+
+    def _open_folder(self) -> Path | None:
+        """See that the folder is free for this run, or find the checkpoint to go on from."""
+        config, path = self.config, self.folder / "run.yaml"
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"output_dir={config.output_dir!r} is a file: a run is a folder.")
+        if path.exists() or (self.folder / "model_index.json").exists():
+            if not (config.resume and path.exists()):
+                raise ValueError(
+                    f"output_dir={config.output_dir!r} already holds a run: --resume goes on with it, another folder is a new one."
+                )
+            if different := config.differences(path):
+                raise ValueError(
+                    f"output_dir={config.output_dir!r} holds a run with another {', '.join(different)}: choose another folder."
+                )
+        return broadcast_object_list([checkpoints.newest(self.folder) if config.resume else None])[0]
+
+    def save_checkpoint(self) -> None:
+        """Write checkpoints/step-N, all of it or nothing, then remove the oldest."""
+        try:
+            self._write_checkpoint(checkpoints.aside(self.folder, self.step))
+        except (OSError, RuntimeError, SafetensorError) as error:  # which of them a full disk is depends on the writer
+            kept = checkpoints.newest(self.folder)
+            raise OSError(
+                f"The checkpoint of step {self.step} could not be written ({error}); {kept} is kept."
+            ) from error
+
+    def _write_checkpoint(self, aside: Path) -> None:
+        accelerator = self.accelerator
+        if accelerator.is_main_process:
+            shutil.rmtree(aside, ignore_errors=True)
+        self._save_model(aside)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(aside / "state"))
+        if isinstance(self.data, StreamedImages):
+            path = aside / "state" / f"stream-{accelerator.process_index}.json"
+            path.write_text(json.dumps(self.data.state_dict()))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            limit, seconds = self.config.checkpoints_total_limit, time.perf_counter() - self.began
+            facts = {"data": self.data.fingerprint, "parameters": self.parameter_names, "seconds": seconds}
+            checkpoints.commit(self.folder, self.step, limit, total_batch_size=self.total_batch_size, **facts)
+        accelerator.wait_for_everyone()
+
+    def _save_model(self, folder: Path, figures: dict[str, float] | None = None, **extras) -> None:
+        pipeline = self.pipeline()  # all ranks together: they may share its weights out
+        if not self.accelerator.is_main_process:
+            return
+        seconds, samples = time.perf_counter() - self.began, self.step * self.total_batch_size
+        results: dict = {"train_runtime": round(seconds, 1), "train_steps": self.step, "train_samples": samples}
+        results |= {"num_processes": self.accelerator.num_processes, "hardware": describe_hardware(self.accelerator)}
+        results |= figures or {}
+        hub.save(pipeline, folder, train_config=self.config.recipe(), train_results=results, **extras)
+
+    def _load_checkpoint(self, checkpoint: Path) -> tuple[int, float]:
+        config, manifest = self.config, checkpoints.read_manifest(checkpoint)
+        if manifest["data"] != self.data.fingerprint:
+            raise ValueError(f"dataset={config.dataset!r} does not hold the images that {checkpoint} was trained on.")
+        if manifest.get("parameters") != self.parameter_names:  # the optimizer's state goes by position
+            raise ValueError(
+                f"resume: {checkpoint} is of another version of ddpm_hf, with its parameters in another order."
+            )
+        if manifest["step"] > config.max_train_steps:
+            raise ValueError(f"max_train_steps={config.max_train_steps}: {checkpoint} is already beyond it.")
+        if isinstance(self.data, StreamedImages):
+            positions, num_ranks = list(checkpoint.glob("state/stream-*.json")), self.accelerator.num_processes
+            if len(positions) != num_ranks:
+                raise ValueError(
+                    f"--resume on {num_ranks} rank(s): {checkpoint} keeps the place of {len(positions)} in the streamed"
+                    f" data set, each in its own part; resume on {len(positions)}."
+                )
+            path = checkpoint / "state" / f"stream-{self.accelerator.process_index}.json"
+            self.data.load_state_dict(json.loads(path.read_text()))
+        if manifest["total_batch_size"] != self.total_batch_size:
+            raise ValueError(
+                f"train_batch_size={config.train_batch_size} makes steps of {self.total_batch_size} images with accumulation and"
+                f" ranks; those of {checkpoint} have {manifest['total_batch_size']}, and go on with as many."
+            )
+        self.accelerator.load_state(str(checkpoint / "state"))
+        self.accelerator.step = 0  # its count of forward passes: a step begins here, whatever the accumulation was
+        self._follow_config()
+        if self.accelerator.is_main_process:
+            checkpoints.remove_old(self.folder, manifest["step"], config.checkpoints_total_limit)
+        self._say(f"Resumed from {checkpoint}.")
+        return manifest["step"], time.perf_counter() - manifest.get("seconds", 0.0)
+
+    def _follow_config(self) -> None:
+        """What a resumed run may have changed; the checkpoint brought it back as it was."""
+        config, schedule, (group,) = self.config, self.lr_scheduler, self.optimizer.param_groups
+        self.ema.decay = config.ema_decay  # a longer run has a longer average
+        lr = config.learning_rate * schedule.lr_lambdas[0](schedule.last_epoch)
+        schedule.base_lrs, schedule._last_lr = [config.learning_rate], [lr]
+        group |= {"lr": lr, "initial_lr": config.learning_rate}
+        group |= {"betas": (0.9, config.adam_beta2), "weight_decay": config.weight_decay}
+
+    def _finish(self) -> None:
+        """Leave the saved model in the run's folder, and push it where that was asked for."""
+        config = self.config
+        figures, grid = self.validate()
+        self._save_model(self.folder, figures, samples=grid)
+        if self.accelerator.is_main_process:
+            held_out = f", held-out loss {figures['validation_loss']:.4f}" if figures else ""
+            self._say(f"Saved {self.folder} after {self.step} steps{held_out}. Look at {self.folder / 'samples.png'}.")
+            if config.push_to_hub:
+                try:
+                    commit = hub.push(self.folder, self.repo_id, private=config.hub_private_repo)
+                    self._say(f"Pushed to {commit.repo_url}.")
+                except hub.HubError as error:  # the run is saved: a failed push must not look like a failed run
+                    self._say(f"{error} Push it with scripts/push_to_hub.py {self.folder} --repo_id {self.repo_id}.")
+
+    @property
+    def repo_id(self) -> str:
+        """Where the run is pushed to."""
+        return self.config.hub_model_id or self.folder.resolve().name
+
+    # ------------------------------------------------------------------ data, signals, messages
+
+    def _load_data(self, split: str):
+        config, (unet, _) = self.config, self.config.parts()
+        columns: dict = {"image_column": config.image_column, "label_column": config.label_column}
+        shape: dict = {"num_channels": unet["in_channels"], "image_size": unet["sample_size"]}
+        with local_main_process_first(self.accelerator):  # it fills the machine's cache, the others read it
+            data = load_image_dataset(config.dataset, split=split, streaming=config.streaming, **columns, **shape)
+        if split == "train" and config.random_flip:
+            data.flip_seed = config.seed
+        if isinstance(data, StreamedImages):
+            data.shard(config.seed, self.accelerator.process_index, self.accelerator.num_processes)
+        return data
+
+    def _load_validation_data(self):
+        if not self.config.num_validation_images:
+            return None
+        try:
+            data = self._load_data("test")
+        except ValueError as error:
+            logger.warning(f"No held-out loss: {error}")
+            return None
+        if data.class_names != self.data.class_names:
+            logger.warning(f"No held-out loss: the held-out images have classes of their own, {data.class_names}.")
+            return None
+        return data
+
+    def _say(self, message: str) -> None:
+        if self.accelerator.is_main_process:
+            tqdm.write(message)

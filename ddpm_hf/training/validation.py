@@ -1,0 +1,56 @@
+"""What a run has learnt so far: the loss on held-out images, and a grid of samples. All ranks work on both.
+
+`training` calls these with the averaged weights, as the pipeline that would be saved. The same noise and the same seeds every time, so
+that figures and grids of one run can be compared.
+"""
+
+from itertools import islice
+
+import torch
+from accelerate.utils import gather_object
+
+from ..images import labelled_grid
+from ..objective import draw, training_losses
+
+NUM_BUCKETS = 10  # of timesteps, in the held-out loss
+IMAGES_PER_CLASS = 8  # in the sample grid
+MAX_ROWS = 16  # of the sample grid, one for each class
+
+
+@torch.no_grad()
+def held_out_loss(accelerator, pipeline, data, num_images: int) -> dict[str, float]:
+    """Loss on the first `num_images` of an `ImageDataset`, all in all and for each tenth of the timesteps."""
+    scheduler, found = pipeline.scheduler, []
+    with accelerator.split_between_processes(list(range(num_images))) as mine, accelerator.autocast():
+        for start in range(0, len(mine), 128):
+            indices = mine[start : start + 128]
+            batch = data[indices]
+            x_0 = batch["x_0"].to(accelerator.device)
+            t, noise, _ = draw(x_0, torch.tensor(indices), 0, len(scheduler))
+            labels = batch["labels"].to(x_0.device) if pipeline.id2label else None
+            losses = training_losses(pipeline.unet, scheduler, x_0, t, noise, labels)
+            found += list(zip(t.tolist(), losses.tolist()))
+    t, losses = map(torch.tensor, zip(*gather_object(found)))
+    buckets = t * NUM_BUCKETS // len(scheduler)
+    means = {f"validation_loss/t_{i}": losses[buckets == i].mean().item() for i in buckets.unique().tolist()}
+    return {"validation_loss": losses.mean().item()} | means
+
+
+def draw_samples(accelerator, pipeline, guidance_scale: float):
+    """A grid of samples as a PIL image, a row for each of the first classes; None but on the main process."""
+    id2label = dict(islice(pipeline.id2label.items(), MAX_ROWS))
+    labels = [label for label in id2label for _ in range(IMAGES_PER_CLASS)] or [None] * 64
+    images = []
+    with accelerator.split_between_processes(list(enumerate(labels))) as mine, accelerator.autocast():
+        for start in range(0, len(mine), 64):
+            seeds, mine_labels = zip(*mine[start : start + 64])
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            guided = {"class_labels": list(mine_labels), "guidance_scale": guidance_scale} if id2label else {}
+            images += pipeline(len(seeds), generators, **guided).images
+    images = gather_object(images)
+    if not accelerator.is_main_process:
+        return None
+    if not id2label:
+        return labelled_grid({"": images})
+    rows = enumerate(id2label.values())
+    return labelled_grid({name: images[i * IMAGES_PER_CLASS :][:IMAGES_PER_CLASS] for i, name in rows})

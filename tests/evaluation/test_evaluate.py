@@ -1,0 +1,561 @@
+"""scripts/evaluate.py end to end on a tiny model: one or two ranks, the same figures; and what it refuses."""
+
+import gzip
+import importlib.util
+import json
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import accelerate
+import numpy as np
+import pytest
+import torch
+import yaml
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from PIL import Image
+from transformers import MobileNetV2Config, ResNetConfig, ResNetForImageClassification
+
+from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel, hub, training
+from ddpm_hf.evaluation import evaluate, measures, report
+from ddpm_hf.evaluation import run as evaluation
+from ddpm_hf.evaluation.config import SAMPLERS, EvaluationConfig
+from ddpm_hf.evaluation.run import Evaluation
+from ddpm_hf.images import unit_to_uint8
+
+ROOT = Path(__file__).parents[2]
+UNET = {
+    "sample_size": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": (8, 8),
+    "down_block_types": ("DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D"),
+    "norm_num_groups": 4,
+    "layers_per_block": 1,
+}
+CHAIN = {"num_train_timesteps": 20, "beta_start": 0.005, "beta_end": 0.4}
+
+
+def write_idx(path: Path, values: np.ndarray) -> None:
+    header = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, dtype=">u4").tobytes()
+    path.write_bytes(gzip.compress(header + values.astype(np.uint8).tobytes()))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A data set of three classes (grey, bright top, bright left), a classifier, a conditional and a stock model."""
+    home = tmp_path_factory.mktemp("evaluate")
+    rng = np.random.default_rng(0)
+    (home / "data").mkdir()
+    for name, n in (("train", 70), ("t10k", 40)):
+        labels = np.arange(n) % 3
+        images = rng.normal(90, 25, (n, 8, 8))
+        images[labels == 1, :4] += 100
+        images[labels == 2, :, :4] += 100
+        write_idx(home / "data" / f"{name}-images-idx3-ubyte.gz", images.clip(0, 255))
+        write_idx(home / "data" / f"{name}-labels-idx1-ubyte.gz", labels)
+    torch.manual_seed(0)
+    names = {0: "0", 1: "1", 2: "2"}
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 12], "depths": [1, 1], "image_size": 16}
+    ResNetForImageClassification(ResNetConfig(num_channels=1, id2label=names, **sizes)).save_pretrained(
+        home / "classifier"
+    )
+    unet = DDPMUNet2DModel(**UNET, num_class_embeds=4)
+    hub.save(DDPMImagePipeline(unet, DDPMNoiseScheduler(**CHAIN), id2label=names), home / "model")
+    DDPMPipeline(UNet2DModel(**UNET), DDPMScheduler(**CHAIN)).save_pretrained(home / "stock")
+    unet = DDPMUNet2DModel(**UNET | {"out_channels": 2})
+    scheduler = DDPMNoiseScheduler(**CHAIN, variance_type="learned_range")
+    hub.save(DDPMImagePipeline(unet, scheduler), home / "learned")
+    return home
+
+
+def options(home: Path, **changes) -> dict:
+    return {
+        "dataset": str(home / "data"),
+        "classifier": str(home / "classifier"),
+        "cache_dir": str(home / "cache"),
+        "num_images": 20,
+        "seeds": [0, 1],
+        "batch_size": 6,
+        "num_inference_steps": 3,
+        "mixed_precision": "no",
+        "bpd_timesteps": 4,
+    } | changes
+
+
+@pytest.fixture(scope="module")
+def one_rank(home) -> tuple[dict, dict]:
+    return evaluate(str(home / "model"), EvaluationConfig(**options(home)))
+
+
+def test_every_figure_stands_beside_its_floor_and_spread(one_rank):
+    result, drawn = one_rank
+    names = {"fid", "kid", "precision", "recall", "accuracy", "nearest_distance", "memorized_share"}
+    assert set(result["metrics"]) == names | {"bits_per_dim"} and set(result["floors"]) == names
+    assert set(result["spreads"]) == names | {"bits_per_dim"} and not result["unavailable"]
+    assert all(np.isfinite(list(result[kind].values())).all() for kind in ("metrics", "floors", "spreads"))
+    assert result["floors"]["fid"] < result["metrics"]["fid"]  # the untrained model is worse than real images are
+    for name in names:
+        each = result["details"]["seeds"][name]
+        assert list(each) == ["0", "1"]
+        assert result["metrics"][name] == pytest.approx(np.mean(list(each.values())))
+        assert result["spreads"][name] == pytest.approx(np.std(list(each.values()), ddof=1))
+    assert set(result["details"]["accuracy_of_class"]) == {"0", "1", "2"}
+    assert drawn["samples"].shape == (20, 1, 8, 8) and drawn["nearest_training_images"].shape == (8, 1, 8, 8)
+    json.dumps(result, allow_nan=False)
+
+
+def test_settings_are_enough_to_repeat_it(home, one_rank):
+    settings = one_rank[0]["settings"]
+    known = {key: settings[key] for key in options(home) if key != "cache_dir"}
+    repeated, _ = evaluate(settings["model"], EvaluationConfig(**known, cache_dir=str(home / "empty")))
+    assert repeated["metrics"] == one_rank[0]["metrics"] and repeated["floors"] == one_rank[0]["floors"]
+    assert (settings["sampler"], settings["num_inference_steps"]) == ("ddpm", 3) and settings["weights"]
+    assert settings["data"]["train"]["num_images"] == 70 and len(settings["data"]["train"]["fingerprint"]) >= 16
+
+
+def test_two_ranks_find_the_values_of_one(home, one_rank):
+    """The script under `accelerate launch` on two CPU ranks: the metrics are one rank's, and only rank 0 speaks."""
+    arguments = [str(home / "model"), "--output", str(home / "two" / "metrics.json")]
+    for name, value in options(home, cache_dir=str(home / "cache_of_two")).items():  # real images are measured anew
+        arguments += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, *launch, str(ROOT / "scripts" / "evaluate.py"), *arguments],
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    result = json.loads((home / "two" / "metrics.json").read_text())
+    assert result["settings"]["num_processes"] == 2 and one_rank[0]["settings"]["num_processes"] == 1
+    for kind in ("metrics", "floors", "spreads"):
+        assert result[kind] == pytest.approx(one_rank[0][kind], rel=1e-6)
+    assert run.stdout.count("bits_per_dim") == 1 and result["command"].startswith("accelerate launch ")
+    assert Image.open(home / "two" / "report.png").width > 1000
+
+
+def test_samples_depend_on_the_seed_and_their_number_not_on_the_batch(home):
+    def samples(seed, **changes):
+        config = EvaluationConfig(**options(home, metrics=["memorization"], **changes))
+        return Evaluation(str(home / "model"), config).samples(seed, None, 3)["images"]
+
+    whole, parts = samples(0, batch_size=20), samples(0, batch_size=7)
+    assert (whole.int() - parts.int()).abs().max() <= 1  # another batch is another order of summation
+    assert not torch.equal(whole, samples(1, batch_size=20))
+
+
+def test_the_pipelines_own_sampler_is_written_down(home):
+    for given, chosen in (
+        ({}, ("sde-dpmsolver++", 20)),
+        ({"num_inference_steps": 4}, ("ddpm", 4)),
+        ({"sampler": "ddpm"}, ("ddpm", 20)),
+        ({"sampler": "unipc"}, ("unipc", 20)),
+    ):
+        asked = {"num_inference_steps": None, "metrics": ["memorization"]} | given
+        config = Evaluation(str(home / "model"), EvaluationConfig(**options(home, **asked))).config
+        assert (config.sampler, config.num_inference_steps) == chosen
+    default = Evaluation(str(home / "model"), EvaluationConfig(**options(home, num_inference_steps=None)))
+    drawn = default.samples(0, default.config.sampler, default.config.num_inference_steps)
+    generators = [torch.Generator().manual_seed(evaluation.sample_key(0, i)) for i in range(20)]
+    options_of_call = {"class_labels": drawn["labels"], "output_type": "pt", "autocast": False}
+    own = hub.load(str(home / "model"))(20, generators, **options_of_call).images
+    assert (unit_to_uint8(own).int() - drawn["images"].int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("mixed_precision", ["bf16", None])
+def test_bf16_is_near_to_float32(home, one_rank, mixed_precision, monkeypatch):
+    monkeypatch.setattr("ddpm_hf.hardware.has_bfloat16", lambda device: True)  # of whatever CPU this is
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    config = EvaluationConfig(**options(home, metrics=["bpd", "memorization"], mixed_precision=mixed_precision))
+    half, drawn = evaluate(str(home / "model"), config)
+    assert half["settings"]["mixed_precision"] == "bf16"
+    figures = [result["metrics"]["bits_per_dim"] for result in (half, one_rank[0])]
+    assert figures[0] != figures[1] and figures[0] == pytest.approx(figures[1], rel=1e-2)
+    difference = (drawn["samples"].int() - one_rank[1]["samples"].int()).abs()
+    assert 0 < difference.max() and difference.float().mean() < 2
+
+
+def test_a_bound_that_was_cut_off_goes_on(home, one_rank, monkeypatch, tmp_path):
+    config = EvaluationConfig(**options(home, metrics=["bpd"], cache_dir=str(tmp_path)))
+    real, calls = evaluation.variational_bound, []
+
+    def cut_off_in_the_third_batch(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(evaluation, "variational_bound", cut_off_in_the_third_batch)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(str(home / "model"), config)
+    result, _ = evaluate(str(home / "model"), config)
+    assert len(calls) == 3 + 2  # 20 images in batches of 6: the first two were kept
+    assert result["details"]["bits_per_dim"] == one_rank[0]["details"]["bits_per_dim"]
+    bound = result["details"]["bits_per_dim"]
+    assert bound["prior"] + np.dot(bound["weights"], bound["per_timestep"]) == pytest.approx(bound["bits_per_dim"])
+
+
+def test_what_a_result_depends_on_names_its_file(monkeypatch):
+    paths = [measures.cache_path("cache", "bound", *what) for what in ((1, {"a": 2}), (1, {"a": 3}))]
+    monkeypatch.setattr(torch, "__version__", "another")
+    paths += [measures.cache_path("cache", "bound", 1, {"a": 2}), measures.cache_path("cache", "measure", 1, {"a": 2})]
+    assert len(set(paths)) == 4 and {path.parent for path in paths} == {Path("cache")}
+
+
+def test_real_images_are_measured_once(home, one_rank, monkeypatch):
+    again = Evaluation(str(home / "model"), EvaluationConfig(**options(home, metrics=["fid", "memorization"])))
+
+    def never(*_):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(again, "_over_batches", never)
+    real = again.real_images()
+    assert real["train"]["features"].shape == (70, 12) and real["test"]["distances"].shape == (40,)
+
+
+def test_real_images_as_samples_reach_the_floor(home, monkeypatch):
+    """A "model" that answers with the floor's own test images is given the floor's figures: both take one path."""
+    config = EvaluationConfig(**options(home, metrics=["fid", "kid", "precision_recall", "accuracy", "memorization"]))
+    perfect = Evaluation(str(home / "model"), config)
+
+    def draw(batch_size, generator, output_type, class_labels, **_):
+        indices = [drawn.pop(0) for _ in range(batch_size)]
+        assert perfect.test.labels[indices].tolist() == class_labels.tolist()
+        images = perfect.test[[int(i) for i in indices]]["x_0"] / 2 + 0.5
+        return type("Output", (), {"images": images})
+
+    draw.unet = perfect.pipeline.unet
+    drawn = [int(i) for seed in config.seeds for i in perfect.subset(seed)]
+    monkeypatch.setattr(perfect, "pipeline", draw)
+    result, _ = perfect.run()
+    assert result["metrics"] == pytest.approx(result["floors"], rel=1e-5, abs=1e-9)
+
+
+def test_a_stock_pipeline_is_measured_as_it_is(home):
+    result, _ = evaluate(str(home / "stock"), EvaluationConfig(**options(home, seeds=[3], bpd_timesteps=0)))
+    assert "accuracy" not in result["metrics"] and not result["spreads"].keys() - {"bits_per_dim"}
+    assert len(result["details"]["bits_per_dim"]["per_timestep"]) == 20  # exact: all of the chain
+
+
+def test_a_colour_pipeline_of_google_is_measured(home, tmp_path):
+    """The shape of google/ddpm-cifar10-32, saved by diffusers: three channels, no classes, published attention names."""
+    for i in range(30):
+        path = tmp_path / "data" / ("train" if i < 20 else "test") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+    config = {"in_channels": 3, "out_channels": 3, "downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1}
+    config |= {"attention_head_dim": None, "down_block_types": ("DownBlock2D", "AttnDownBlock2D")}
+    config |= {"up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    unet = UNet2DModel(**UNET | config)
+    DDPMPipeline(unet, DDPMScheduler(**CHAIN, variance_type="fixed_large")).save_pretrained(tmp_path / "google")
+    changes = {"dataset": str(tmp_path / "data"), "num_images": 10, "metrics": ["bpd", "memorization"]}
+    result, drawn = evaluate(str(tmp_path / "google"), EvaluationConfig(**options(home, **changes)))
+    assert np.isfinite(list(result["metrics"].values())).all() and drawn["samples"].shape == (10, 3, 8, 8)
+    report.save_report(tmp_path / "report.png", result, drawn)
+    assert Image.open(tmp_path / "report.png").width > 1000
+
+
+def test_a_model_with_learned_variance_is_measured(home):
+    result, _ = evaluate(str(home / "learned"), EvaluationConfig(**options(home, metrics=["bpd", "memorization"])))
+    assert set(result["metrics"]) == {"bits_per_dim", "nearest_distance", "memorized_share"}
+
+
+@pytest.mark.parametrize("model", ["model", "learned"])
+def test_sweep_measures_every_sampler(home, tmp_path, model):
+    config = EvaluationConfig(
+        **options(home, sweep=True, sweep_points=["ddpm:20", *[f"{name}:4" for name in SAMPLERS if name != "ddpm"]])
+    )
+    result, _ = evaluate(str(home / model), config)
+    assert [point["sampler"] for point in result["sweep"]] == list(SAMPLERS)
+    assert len({point["fid"] for point in result["sweep"]}) == len(SAMPLERS)
+    assert all(point["spread"] > 0 for point in result["sweep"]) and result["floors"]["fid"] > 0
+    assert all(point["seconds_per_image"] > 0 for point in result["sweep"])
+    report.save_sweep(tmp_path / "sweep.png", result)
+    assert Image.open(tmp_path / "sweep.png").width > 100
+    assert "dpmsolver++" in report.format_table(result)
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path):
+    """Call scripts/evaluate.py as the command line does -> exit code; metrics.json lands in tmp_path."""
+    spec = importlib.util.spec_from_file_location("evaluate_script", ROOT / "scripts" / "evaluate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def call(model, output=tmp_path / "metrics.json", **values):
+        argv = ["evaluate.py", str(model), "--output", str(output)]
+        for name, value in values.items():
+            argv += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        return repeat(argv)
+
+    def repeat(argv):
+        monkeypatch.setattr(sys, "argv", argv)
+        return module.main()
+
+    call.repeat = repeat
+    return call
+
+
+def test_a_metric_that_cannot_be_had_is_named_and_the_rest_is_computed(home, script, monkeypatch, tmp_path, capsys):
+    def no_network(*_):
+        raise RuntimeError("Inception is not to be had here (no network)")
+
+    monkeypatch.setattr(evaluation, "inception_measure", no_network)
+    metrics = ["fid_inception", "memorization", "accuracy"]
+    code = script(home / "model", **options(home, metrics=metrics, classifier=str(home / "nowhere")))
+    result = json.loads((tmp_path / "metrics.json").read_text())
+    assert code == 3 and set(result["metrics"]) == {"nearest_distance", "memorized_share"}
+    assert set(result["unavailable"]) == {"fid_inception", "accuracy"}
+    assert "fid_inception: not measured: Inception is not to be had here (no network)" in capsys.readouterr().out
+
+
+def test_the_card_of_a_saved_model_tells_its_figures(home, script, tmp_path):
+    trained = {"dataset": "ylecun/mnist"}  # the card shall name what was measured on
+    model = hub.save(hub.load(str(home / "model")), tmp_path / "mine", train_config=trained)
+    assert script(model, model / "metrics.json", **options(home, metrics=["bpd", "fid"])) == 0
+    result, card = json.loads((model / "metrics.json").read_text()), (model / "README.md").read_text()
+    assert re.search(rf"\| fid \| {result['metrics']['fid']:.4g} \| {result['floors']['fid']:.4g} \| [\d.]+ \|", card)
+    assert re.search(rf"\| bits_per_dim \| {result['metrics']['bits_per_dim']:.4g} \| none \| [\d.]+ \|\n", card)
+    assert "name: fid, features of classifier" in card and "name: bits_per_dim\n" in card
+    assert "      name: data\n      type: data\n" in card and "datasets:\n- ylecun/mnist\n" in card
+    assert "20 images for each of the seeds 0, 1, drawn with\nddpm in 3 steps" in card
+    assert "Bits/dim are the bound of 20 test images, with\n4 timesteps of each, an estimate of the sum." in card
+    assert "`python evaluate.py mine --output metrics.json" in card and str(home) not in card + json.dumps(result)
+    assert (model / "report.png").exists() and hub.load(str(model)).unet is not None
+    assert script(model, model / "metrics.json", **options(home, metrics=["bpd"], bpd_timesteps=0)) == 0
+    card = (model / "README.md").read_text()
+    assert "20 test images, with\nevery timestep of each: all of the sum." in card
+    assert re.search(
+        r"\| metric \| value \| spread \|\n\|---\|---\|---\|\n\| bits_per_dim \| [\d.]+ \| [\d.]+ \|\n\n", card
+    )
+    assert "for each of the seeds" not in card and "guidance scale" not in card
+    before = (model / "metrics.json").read_text()
+    with pytest.raises(SystemExit, match="2"):
+        script(model, model / "metrics.json", **options(home), sweep=True)
+    assert (model / "metrics.json").read_text() == before
+
+
+def test_the_command_repeats_the_measurement_under_another_launcher(home, script, tmp_path, monkeypatch):
+    values = options(home, metrics=["memorization"], seeds=0, num_images=6)
+    del values["mixed_precision"]
+    monkeypatch.setattr("ddpm_hf.hardware.has_bfloat16", lambda device: True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert script(home / "model", **values) == 0
+    first = json.loads((tmp_path / "metrics.json").read_text())
+    program, launch, *argv = shlex.split(first["command"])
+    assert (program, launch, first["settings"]["mixed_precision"]) == ("accelerate", "launch", "bf16")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # of a launch without a config
+    script.repeat(argv)
+    again = json.loads((tmp_path / "metrics.json").read_text())
+    assert all(again[name] == first[name] for name in ("metrics", "settings", "command"))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "code"),
+    [
+        ("evaluate.py", ["./nowhere"], 2),
+        ("sample.py", ["./nowhere"], 2),
+        ("train.py", ["--dataset", "./nowhere", "--output_dir", "nowhere"], 2),
+        ("train_classifier.py", ["--dataset", "./nowhere"], 2),
+        ("train.py", [], 1),
+    ],
+)
+def test_scripts_tell_errors_in_one_way(name, arguments, code, monkeypatch, tmp_path, capsys):
+    def diverges(_):
+        raise FloatingPointError("not a number")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    if code == 1:
+        monkeypatch.setattr(training, "train", diverges)
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert exit.value.code == code and re.match("error: .*(nowhere|not a number)", told), told
+
+
+def test_the_classifier_learns_the_splits_and_columns_that_it_is_given(monkeypatch, capsys):
+    loaded = []
+
+    def load(dataset, **options):
+        loaded.append(options)
+        return SimpleNamespace(class_names=None)
+
+    monkeypatch.setattr("ddpm_hf.data.load_image_dataset", load)
+    chosen = {"split": "fit", "test_split": "held_out", "image_column": "photo", "label_column": "kind"}
+    arguments = [word for name, value in chosen.items() for word in (f"--{name}", value)]
+    for given, splits, columns in (
+        ([], ["train", "test"], [None] * 2),
+        (arguments, ["fit", "held_out"], ["photo", "kind"]),
+    ):
+        monkeypatch.setattr(sys, "argv", ["train_classifier.py", "--dataset", "mine", *given])
+        with pytest.raises(SystemExit, match="2"):
+            runpy.run_path(str(ROOT / "scripts" / "train_classifier.py"), run_name="__main__")
+        assert capsys.readouterr().err.splitlines()[-1] == "error: dataset='mine' has no class labels to learn."
+        assert [options["split"] for options in loaded[-2:]] == splits
+        assert all([options["image_column"], options["label_column"]] == columns for options in loaded[-2:])
+
+
+def test_samples_are_drawn_on_any_accelerator(home, monkeypatch):
+    def to(pipe, device):
+        raise ValueError(f"moved to {device}")
+
+    monkeypatch.setattr(accelerate, "PartialState", lambda: SimpleNamespace(device=torch.device("xpu")))
+    monkeypatch.setattr(DDPMImagePipeline, "to", to)
+    monkeypatch.setattr(sys, "argv", ["sample.py", str(home / "model")])
+    with pytest.raises(ValueError, match="moved to xpu"):
+        runpy.run_path(str(ROOT / "scripts" / "sample.py"))["main"]()
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "message"),
+    [
+        ("model", {"metrics": ["fid", "is"]}, r"metrics has \['is'\]: choose from \['bpd', 'fid'"),
+        ("model", {"num_images": 12, "metrics": ["fid"]}, "num_images=12 is too small for FID.* from 13 images on"),
+        ("model", {"num_images": 41}, "num_images=41: the 'test' split has 40 images"),
+        ("model", {"num_images": 1}, "num_images=1 must be at least 2"),
+        ("model", {"seeds": [1, 1]}, r"seeds=\[1, 1\]: give one or more different numbers"),
+        ("model", {"sampler": "euler"}, "sampler='euler': choose from"),
+        ("model", {"mixed_precision": "fp8"}, "mixed_precision='fp8': choose from"),
+        ("model", {"mixed_precision": "fp16"}, "mixed_precision='fp16' needs a GPU"),
+        ("model", {"bpd_timesteps": 21, "metrics": ["bpd"]}, "num_timesteps=21: choose 2 .* to 20"),
+        ("model", {"sweep": True, "sweep_points": ["ddim"]}, "sweep_points has 'ddim': give SAMPLER:STEPS"),
+        ("model", {"sweep": True, "sweep_points": ["ddim:21"]}, "21 steps: model=.* has 1 to 20"),
+        ("model", {"num_inference_steps": -1}, "-1 steps: model=.* has 1 to 20"),
+        ("stock", {"metrics": ["accuracy"]}, "metrics has 'accuracy', but model=.*stock' takes no class labels"),
+        ("stock", {"guidance_scale": 2.0}, "guidance_scale=2.0, but model=.* takes no class labels"),
+        ("stock", {"sweep": True, "sweep_points": ["ddim:4"], "classifier": "./no"}, "sweep: FID cannot be had"),
+        ("nowhere", {}, "nowhere"),
+        ("model", {"output": "/"}, "output='/' is a folder"),
+        ("model", {"output": "/dev/null/metrics.json"}, "/dev/null"),
+        ("model", {"dataset": "./nowhere"}, "dataset='./nowhere': there is no such folder"),
+    ],
+)
+def test_refusals(home, script, capsys, tmp_path, model, changes, message):
+    with pytest.raises(SystemExit) as exit:
+        script(home / model, **options(home, **changes))
+    error = capsys.readouterr().err
+    assert exit.value.code == 2 and not (tmp_path / "metrics.json").exists()
+    assert re.search(message, error.replace("\n", " ")), error
+
+
+def test_a_colour_model_and_grey_images_are_refused(home, tmp_path):
+    unet = UNet2DModel(**UNET | {"in_channels": 3, "out_channels": 3})
+    DDPMPipeline(unet, DDPMScheduler(**CHAIN)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="draws colour images, but those of dataset=.* are grey"):
+        evaluate(str(tmp_path), EvaluationConfig(**options(home)))
+
+
+@pytest.mark.parametrize(
+    ("names", "num_class_embeds", "message"),
+    [
+        ("012", 4, None),
+        ("0123", 5, None),  # the data set lacks the last
+        ("01", 3, r"has the classes \['0', '1'\]; dataset=.* has \['0', '1', '2'\]"),
+        ("abc", 4, r"has the classes \['a', 'b', 'c'\]; dataset=.* has \['0', '1', '2'\]"),
+        ("", 3, None),  # a stock model names none
+        ("", 2, r"has the classes 2 without names; dataset=.* has \['0', '1', '2'\]"),
+    ],
+)
+def test_a_model_of_other_classes_is_refused(home, tmp_path, names, num_class_embeds, message):
+    unet = DDPMUNet2DModel(**UNET, num_class_embeds=num_class_embeds)
+    hub.save(DDPMImagePipeline(unet, DDPMNoiseScheduler(**CHAIN), id2label=dict(enumerate(names))), tmp_path)
+    config = EvaluationConfig(**options(home, metrics=["bpd"]))
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
+        Evaluation(str(tmp_path), config)
+    if not names and not message:
+        with pytest.raises(ValueError, match=r"guidance_scale=2.0, but model=.* has no null label"):
+            Evaluation(str(tmp_path), replace(config, guidance_scale=2.0))
+
+
+def test_a_model_is_measured_on_what_it_was_trained_on(home, script, remote, tmp_path, monkeypatch, capsys):
+    values = options(home, metrics=["memorization"], seeds=0)
+    del values["dataset"]
+    trained = {"dataset": str(home / "data")}  # of which everybody is shown "data"
+    run = hub.save(hub.load(str(home / "model")), tmp_path / "run", train_config=trained)
+    with pytest.raises(SystemExit, match="2"):
+        script(run, **values)
+    assert "the model was trained on 'data', which is no folder here and no whole Hub id" in capsys.readouterr().err
+    (run / "run.yaml").write_text(yaml.safe_dump(trained))
+    assert script(run, **values) == 0
+    assert json.loads((tmp_path / "metrics.json").read_text())["settings"]["dataset"] == str(home / "data")
+    (run / "run.yaml").unlink()
+    monkeypatch.chdir(home)
+    hub.push(run, "alice/trained", revision="of-data")
+    for model, revision in ((str(run), None), ("alice/trained", "of-data")):
+        config = EvaluationConfig(**values | {"seeds": [0]}, revision=revision)
+        assert Evaluation(model, config).config.dataset == "data"
+
+
+def test_the_data_set_that_is_taken(tmp_path, caplog):
+    assert EvaluationConfig().with_data_of(tmp_path).dataset == "zalando-datasets/fashion_mnist"
+    assert "does not tell what it was trained on: dataset='zalando-datasets/fashion_mnist' is taken" in caplog.text
+    trained = {"dataset": "uoft-cs/cifar100", "image_column": None, "label_column": "coarse_label"}
+    (tmp_path / "training_config.yaml").write_text(yaml.safe_dump(trained))
+    for given, taken in (
+        ({}, ("uoft-cs/cifar100", "coarse_label")),
+        ({"label_column": "fine_label"}, ("uoft-cs/cifar100", "fine_label")),
+        ({"dataset": "ylecun/mnist"}, ("ylecun/mnist", None)),
+    ):
+        config = EvaluationConfig(**given).with_data_of(tmp_path)
+        assert (config.dataset, config.label_column) == taken
+
+
+@pytest.mark.parametrize(("config", "missing"), [(ResNetConfig, "image_size"), (MobileNetV2Config, "hidden_sizes")])
+def test_a_classifier_that_does_not_tell_its_sizes_leaves_its_metrics_out(
+    home, tmp_path, monkeypatch, config, missing
+):
+    classifier = SimpleNamespace(config=config(num_channels=1), to=lambda device: classifier, eval=lambda: classifier)
+    monkeypatch.setattr(measures.AutoModelForImageClassification, "from_pretrained", lambda path: classifier)
+    found = Evaluation(str(home / "model"), EvaluationConfig(**options(home, metrics=["fid", "memorization"])))
+    assert found.metrics == ["memorization"]
+    assert found.unavailable == {"fid": f"classifier={str(home / 'classifier')!r} has no {missing} in its config"}
+
+
+def test_replaced_images_are_measured_anew(home, tmp_path):
+    """All but those of which the fingerprint is made."""
+    rng, folder = np.random.default_rng(0), tmp_path / "data"
+    folder.mkdir()
+    images, labels = rng.integers(0, 256, (400, 8, 8)), np.arange(400) % 3
+    for name in ("train", "t10k"):
+        write_idx(folder / f"{name}-labels-idx1-ubyte.gz", labels)
+    kept, found = np.linspace(0, 399, num=256, dtype=int), []
+    for seen in (images, np.where(np.isin(np.arange(400), kept)[:, None, None], images, images // 4)):
+        write_idx(folder / "train-images-idx3-ubyte.gz", seen)
+        write_idx(folder / "t10k-images-idx3-ubyte.gz", 255 - seen)
+        changes = {"dataset": str(folder), "cache_dir": str(tmp_path / "cache"), "seeds": [0], "batch_size": 200}
+        changes["metrics"] = ["bpd", "fid", "memorization"]
+        found.append(evaluate(str(home / "model"), EvaluationConfig(**options(home, **changes)))[0])
+    fingerprints = [result["settings"]["data"]["train"]["fingerprint"] for result in found]
+    assert fingerprints[0] == fingerprints[1]
+    for kind, name in (("metrics", "bits_per_dim"), ("metrics", "fid"), ("floors", "nearest_distance")):
+        assert found[0][kind][name] != found[1][kind][name], name
+
+
+def test_a_classifier_of_other_classes_leaves_accuracy_out(home, tmp_path):
+    classifier = ResNetForImageClassification.from_pretrained(home / "classifier")
+    classifier.config.id2label = dict(enumerate("xyz"))
+    classifier.save_pretrained(tmp_path)
+    config = EvaluationConfig(**options(home, metrics=["accuracy", "fid"], classifier=str(tmp_path)))
+    found = Evaluation(str(home / "model"), config)
+    assert found.metrics == ["fid"] and "the classifier knows ['x', 'y', 'z']" in found.unavailable["accuracy"]
+
+
+def test_tile_lays_images_out_in_reading_order():
+    images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 2, 2)
+    picture = report.tile(images, 3)
+    assert picture.shape == (4, 6, 3)
+    assert picture[::2, ::2, 0].tolist() == [[0, 1, 2], [3, 4, 255]]

@@ -1,0 +1,234 @@
+"""Pushing when something is in the way: each fault with what it leaves; pull requests, the Space, the script."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from hub_fixtures import tree
+from huggingface_hub import HfApi, SpaceCard
+
+from ddpm_hf import hub
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "push_to_hub.py"
+ALL = 10**6
+
+
+def commits(remote, repo_id="alice/tiny") -> dict[str, int]:
+    """Branch -> number of commits, the Hub's own initial one included."""
+    repo = remote.repos.get(("model", repo_id))
+    return {name: len(repo.history(name)) for name in repo.refs} if repo else {}
+
+
+FINISHED = {"main": 2, "stock": 3}  # stock begins at main's second commit
+CREATE, UPLOAD, BRANCH = ("POST", "/repos/create"), ("PUT", "/lfs/"), ("POST", "/branch/stock")
+PREUPLOAD, COMMIT, COMMIT_STOCK = ("POST", "/preupload/"), ("POST", "/commit/main"), ("POST", "/commit/stock")
+
+
+@pytest.mark.parametrize(
+    ("where", "how", "times"),
+    [
+        (CREATE, "drop", 1),
+        (CREATE, "lost", 1),
+        (CREATE, 503, 2),
+        (PREUPLOAD, 502, 1),
+        (UPLOAD, "drop", 1),
+        (UPLOAD, "lost", 2),
+        (UPLOAD, 500, 1),
+        (COMMIT, "drop", 2),
+        (COMMIT, "lost", 1),
+        (COMMIT, 429, 2),
+        (COMMIT, 503, 2),
+        (BRANCH, "lost", 1),
+        (COMMIT_STOCK, "lost", 1),
+        (COMMIT_STOCK, 504, 1),
+    ],
+)
+def test_a_fault_that_passes(remote, saved, no_waiting, where, how, times):
+    before = tree(saved)
+    remote.fail(*where, how, times)
+    hub.push(saved, "alice/tiny")
+    assert remote.faults[0]["times"] == 0  # it did happen
+    assert commits(remote) == FINISHED and tree(saved) == before
+    assert no_waiting or where == UPLOAD
+
+
+@pytest.mark.parametrize(
+    ("where", "how", "left"),
+    [
+        (CREATE, "drop", {}),
+        (CREATE, 500, {}),
+        (PREUPLOAD, 503, {"main": 1}),
+        (UPLOAD, "drop", {"main": 1}),
+        (COMMIT, "drop", {"main": 1}),
+        (COMMIT, 429, {"main": 1}),
+        (COMMIT, 500, {"main": 1}),
+        (COMMIT_STOCK, "drop", {"main": 2, "stock": 2}),
+    ],
+)
+def test_a_fault_that_stays(remote, saved, no_waiting, where, how, left):
+    """One error, nothing half done on a branch, nothing touched here; the same push finishes it when the fault is gone."""
+    before = tree(saved)
+    remote.fail(*where, how, ALL)
+    with pytest.raises(hub.HubError, match="Could not push .* to alice/tiny: .*the same again finishes it") as error:
+        hub.push(saved, "alice/tiny")
+    assert "\n" not in str(error.value)
+    assert commits(remote) == left and tree(saved) == before
+    assert sum(no_waiting) < 150
+    remote.faults.clear()
+    hub.push(saved, "alice/tiny")
+    assert commits(remote) == FINISHED
+
+
+def test_server_down(remote, saved, no_waiting):
+    before = tree(saved)
+    remote.stop()
+    try:
+        with pytest.raises(hub.HubError, match="Could not push"):
+            hub.push(saved, "alice/tiny")
+        with pytest.raises(hub.HubError, match="Could not load 'alice/never-downloaded'"):
+            hub.load("alice/never-downloaded")  # what is in the cache would load
+    finally:
+        remote.start()
+    assert commits(remote) == {} and tree(saved) == before
+    assert len(no_waiting) >= 4 and no_waiting[:4] == sorted(no_waiting[:4])  # pauses that grow
+    hub.push(saved, "alice/tiny")
+    assert commits(remote) == FINISHED
+
+
+def test_somebody_else_commits_meanwhile(remote, saved, no_waiting):
+    """Their commit lands between our look at the branch and our commit: ours is refused, the next push builds on theirs."""
+    HfApi().create_repo("alice/tiny")
+    repo = remote.repo("alice/tiny")
+    theirs = {"notes.txt": b"theirs", "README.md": b"theirs"}
+    remote.fail("POST", "/commit/main", lambda: repo.commit("main", "theirs", theirs, repo.refs["main"]))
+    with pytest.raises(hub.HubError, match="somebody else committed to it meanwhile"):
+        hub.push(saved, "alice/tiny")
+    assert repo.at("main").title == "theirs" and repo.at("main").files == theirs
+    hub.push(saved, "alice/tiny")
+    assert len(repo.history("main")) == 3 and repo.at("main").files["notes.txt"] == b"theirs"
+    assert not no_waiting  # a stale parent is not a thing to try again
+
+
+@pytest.mark.parametrize("token", ["hf_alice_read", "hf_wrong", "hf_bob", False])
+def test_a_token_that_may_not_write_creates_nothing(remote, saved, token):
+    before = tree(saved)
+    with pytest.raises(hub.HubError, match="role 'write'|HF_TOKEN"):
+        hub.push(saved, "alice/tiny", token=token)
+    assert remote.repos == {} and remote.lfs == {} and tree(saved) == before
+    hub.push(saved, "alice/tiny", token="hf_alice")
+    pushed = set(remote.lfs)
+    hub.save(hub.load(saved), saved, metrics={"fid": 1.0})
+    with pytest.raises(hub.HubError, match="role 'write'|HF_TOKEN"):
+        hub.push(saved, "alice/tiny", token=token)
+    assert commits(remote) == FINISHED and set(remote.lfs) == pushed
+
+
+def test_private_is_not_ignored_for_a_public_repo(remote, saved):
+    HfApi().create_repo("alice/tiny")
+    with pytest.raises(hub.HubError, match="exists and is public"):
+        hub.push(saved, "alice/tiny", private=True)
+    assert commits(remote) == {"main": 1} and remote.lfs == {}
+
+
+def test_nothing_is_sent_for_a_damaged_model(remote, saved):
+    (saved / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="damaged or incomplete"):
+        hub.push(saved, "alice/tiny")
+    assert remote.log == []
+
+
+# ------------------------------------------------------------------ pull requests
+
+
+@pytest.mark.parametrize("how", [None, "lost", "drop"])
+def test_pull_request(remote, saved, no_waiting, how):
+    """One, whatever happens on the way; main is not touched, and a second push renews the one that is open."""
+    HfApi().create_repo("alice/tiny")
+    if how:
+        remote.fail("POST", "/commit/main", how)
+    first = hub.push(saved, "alice/tiny", create_pr=True)
+    if how is None:
+        assert first.pr_url.endswith("/discussions/1")
+    hub.save(hub.load(saved), saved, metrics={"fid": 1.0})
+    hub.push(saved, "alice/tiny", create_pr=True)
+    hub.push(saved, "alice/tiny", create_pr=True)
+    assert commits(remote) == {"main": 1, "refs/pr/1": 3} and len(remote.repo("alice/tiny").pull_requests) == 1
+    assert b"stock" not in remote.repo("alice/tiny").at("refs/pr/1").files["README.md"]  # which there is not
+
+
+# ------------------------------------------------------------------ the Space and the script
+
+
+def run_script(monkeypatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
+def test_script_pushes_a_model(remote, saved, monkeypatch, capsys):
+    run_script(monkeypatch, str(saved), "--repo_id", "tiny", "--private")
+    assert commits(remote) == FINISHED and remote.repo("alice/tiny").private
+    assert remote.repo("alice/tiny").refs["main"] in capsys.readouterr().out
+    run_script(monkeypatch, str(saved), "--repo_id", "tiny", "--revision", "next")
+    run_script(monkeypatch, str(saved), "--repo_id", "tiny", "--create_pr")
+    assert "/commit/" in capsys.readouterr().out
+    assert commits(remote) == FINISHED | {"next": 3}  # the examples on its card name it
+    hub.save(hub.load(saved), saved, metrics={"fid": 1.0})
+    run_script(monkeypatch, str(saved), "--repo_id", "tiny", "--create_pr")
+    assert "/discussions/1\nAfter its merge push again" in capsys.readouterr().out
+    assert b"stock" in remote.repo("alice/tiny").at("refs/pr/1").files["README.md"]  # which has these weights
+
+
+def test_script_creates_and_updates_the_space(remote, saved, monkeypatch):
+    space = ["--space", "alice/garments", "--model"]
+    run_script(monkeypatch, *space, "alice/tiny")
+    repo = remote.repo("alice/garments", "space")
+    assert repo.sdk == "gradio" and repo.variables == {"MODEL_ID": "alice/tiny"} and len(repo.commits) == 2
+    app = SCRIPT.parents[1] / "spaces_app"
+    card = SpaceCard(repo.at("main").files["README.md"].decode())
+    assert card.data.models == ["alice/tiny"] and card.text == SpaceCard.load(app / "README.md").text
+    given = SpaceCard.load(app / "README.md").data.to_dict()
+    assert {name: value for name, value in card.data.to_dict().items() if name != "models"} == given
+    for name in repo.at("main").files.keys() - {".gitattributes", "README.md"}:
+        assert repo.at("main").files[name] == (app / name).read_bytes()
+    assert "app.py" in repo.at("main").files
+    run_script(monkeypatch, *space, "alice/tiny")
+    assert len(repo.commits) == 2
+    run_script(monkeypatch, *space, "alice/other")
+    assert len(repo.commits) == 3 and repo.variables == {"MODEL_ID": "alice/other"}
+
+
+def test_space_with_the_answer_lost(remote, tmp_path, no_waiting):
+    (tmp_path / "app.py").write_text("import gradio\n")
+    (tmp_path / "secret.env").write_text("secret")
+    remote.fail("POST", "/commit/main", "lost")
+    hub.push_space(tmp_path, "alice/app", "alice/tiny")
+    repo = remote.repo("alice/app", "space")
+    assert len(repo.commits) == 2 and set(repo.at("main").files) == {".gitattributes", "app.py"}
+    with pytest.raises(ValueError, match="has no app.py"):
+        hub.push_space(tmp_path / "nothing", "alice/app", "alice/tiny")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model"], "--repo_id"),
+        (["--space", "app"], "--space goes with --model"),
+        (["model", "--repo_id", "x", "--model", "y"], "--repo_id"),
+        (["--space", "app", "--model", "y", "--create_pr"], "--space goes with"),
+    ],
+)
+def test_script_usage_errors(monkeypatch, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        run_script(monkeypatch, *arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_script_says_why_it_failed(remote, saved, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_alice_read")
+    with pytest.raises(SystemExit, match="error: Could not push .*role 'write'"):
+        run_script(monkeypatch, str(saved), "--repo_id", "alice/tiny")
+    with pytest.raises(SystemExit, match="error: .*is not a saved model"):
+        run_script(monkeypatch, str(saved / "logs"), "--repo_id", "alice/tiny")
+    assert json.loads((saved / "metrics.json").read_text())["metrics"]["fid"] == 3.5

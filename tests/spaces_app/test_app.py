@@ -1,0 +1,726 @@
+"""The Space: its service in this process, its page in a real browser, its API through gradio_client.
+
+The browser is Debian's Chromium (apt package chromium) driven by Playwright. `SCREENSHOTS=docs MODEL_ID=$PWD/folder pytest
+tests/spaces_app/test_app.py -k screenshots` looks at another model and keeps the pictures.
+"""
+
+import gc
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib.metadata import packages_distributions
+from itertools import takewhile
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import psutil
+import pytest
+import torch
+import yaml
+from PIL import Image
+from source import imports
+
+ROOT = Path(__file__).resolve().parents[2]
+CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+CLASS_NAMES = ["T-shirt/top", "Trouser", "Bag"]
+
+gradio_client = pytest.importorskip("gradio_client", reason="gradio is not installed")
+sys.path.insert(0, str(ROOT / "spaces_app"))
+import app as space  # noqa: E402
+import service  # noqa: E402
+from service import Parameters, SamplingService  # noqa: E402
+
+
+def random_model(out_channels=1, **scheduler_config):
+    """A random class-conditional model, small and quick."""
+    from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel
+
+    torch.manual_seed(0)
+    unet = DDPMUNet2DModel(
+        sample_size=16,
+        in_channels=1,
+        out_channels=out_channels,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        num_class_embeds=len(CLASS_NAMES) + 1,
+    )
+    return DDPMImagePipeline(unet, DDPMNoiseScheduler(**scheduler_config), id2label=dict(enumerate(CLASS_NAMES)))
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    random_model().save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# The card\n![samples](samples.png)\n")
+    (folder / "metrics.json").write_text('{"fid": 12.5}')
+    Image.new("L", (4, 4)).save(folder / "samples.png")
+    return folder
+
+
+@pytest.fixture
+def pipe(model_folder):
+    return space.load_model(str(model_folder))[0]
+
+
+class Evaluations:
+    """Records the batch size of each evaluation of a U-Net; `gate` holds the next one back."""
+
+    def __init__(self, unet):
+        self.batch_sizes, self.gate = [], threading.Event()
+        self.gate.set()
+        unet.register_forward_pre_hook(self)
+
+    def __call__(self, unet, arguments):
+        self.batch_sizes.append(len(arguments[0]))
+        assert self.gate.wait(30)
+
+
+def wait_for(condition):
+    while not condition():
+        time.sleep(0.01)
+
+
+def finish(job):
+    frames = [frame for new in job.frames() for frame in new]
+    return frames, [np.asarray(image, int) for image in job.images]
+
+
+# ---------------------------------------------------------------- the service
+
+
+@pytest.mark.parametrize("sampler", service.SAMPLERS)
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_frames_lead_to_the_images(pipe, sampler, guidance_scale):
+    labels = (CLASS_NAMES[2], CLASS_NAMES[0])
+    parameters = Parameters(labels, 3, 50, sampler, guidance_scale, seed=4)
+    frames, images = finish(SamplingService(pipe).submit(parameters))
+    assert len(frames) <= service.MAX_FRAMES
+    assert frames[-1].step == 50
+    assert [frame.timestep for frame in frames] == sorted((frame.timestep for frame in frames), reverse=True)
+    assert np.array_equal(frames[-1].x_t, np.stack(images))
+    assert frames[0].x_0.shape == frames[0].x_t.shape == (3, 16, 16)
+    expected = {}
+
+    def keep(pipe, step_index, timestep, tensors):
+        expected[step_index + 1] = [service.to_uint8(x).astype(int) for x in tensors.values()]
+
+    generator = [torch.Generator().manual_seed(seed) for seed in parameters.seeds]
+    options = {"num_inference_steps": 50, "guidance_scale": guidance_scale, **service.SAMPLERS[sampler][1]}
+    pipe(generator=generator, class_labels=parameters.labels, callback_on_step_end=keep, **options)
+    for frame in frames:
+        x_t, x_0 = expected[frame.step]
+        assert max(np.abs(frame.x_t - x_t).max(), np.abs(frame.x_0 - x_0).max()) <= 1  # rounding
+    assert parameters.labels == ["Bag", "T-shirt/top", "Bag"]
+
+
+@pytest.mark.parametrize("sampler", service.SAMPLERS)
+def test_a_model_that_predicts_its_variance(sampler):
+    pipe = random_model(2, variance_type="learned_range", prediction_type="v_prediction")
+    frames, images = finish(SamplingService(pipe).submit(Parameters(("Bag",), 2, 5, sampler, 3.0)))
+    assert frames[-1].x_0.shape == frames[-1].x_t.shape == (2, 16, 16) and images[0].std() > 1
+
+
+def test_a_picture_does_not_depend_on_who_shares_the_batch(pipe):
+    sampling, evaluations = SamplingService(pipe), Evaluations(pipe.unet)
+    wanted = Parameters(("Bag",), 2, 10, "DDPM", 1.0, seed=9)
+    alone = finish(sampling.submit(wanted))[1]
+    evaluations.batch_sizes.clear()
+    evaluations.gate.clear()
+    first = sampling.submit(Parameters(None, 1, 5))  # holds the worker while the others come together
+    shared, other = sampling.submit(wanted), sampling.submit(Parameters(None, 3, 10, "DDPM", 1.0, seed=10))
+    evaluations.gate.set()
+    finish(first)
+    assert np.abs(np.array(finish(shared)[1]) - np.array(alone)).max() <= 1
+    assert evaluations.batch_sizes == [1] * 5 + [5] * 10
+    # image 1 of seed 9 has the noise of image 0 of seed 10, but its class: only the class tells them apart
+    assert np.abs(np.array(finish(other)[1][0]) - alone[1]).max() > 1
+
+
+def test_a_batch_mixes_only_what_can_be_mixed(pipe):
+    sampling, evaluations = SamplingService(pipe), Evaluations(pipe.unet)
+    evaluations.gate.clear()
+    jobs = [sampling.submit(Parameters(None, 1, 1))]
+    jobs += [
+        sampling.submit(Parameters(("Bag",), 2, steps, guidance_scale=scale))
+        for steps, scale in ((2, 1.0), (2, 3.0), (3, 1.0))
+    ]
+    jobs += [
+        sampling.submit(Parameters(None, service.MAX_IMAGES, 2)) for _ in range(2)
+    ]  # 2 + 16 fit, 2 + 16 + 16 do not
+    evaluations.gate.set()
+    for job in jobs:
+        finish(job)
+    assert evaluations.batch_sizes == [1] + [18] * 2 + [4] * 2 + [2] * 3 + [16] * 2
+
+
+def test_cancel_stops_the_computation(pipe):
+    sampling, evaluations = SamplingService(pipe), Evaluations(pipe.unet)
+    job = sampling.submit(Parameters(None, 1, 1000, "DDPM"))
+    next(filter(None, job.frames()))
+    sampling.cancel(job)
+    finish(sampling.submit(Parameters(None, 1, 1)))  # runs after the cancelled one has stopped
+    assert len(evaluations.batch_sizes) < 500
+
+
+def test_cancel_leaves_the_others_in_the_batch(pipe):
+    sampling, evaluations = SamplingService(pipe), Evaluations(pipe.unet)
+    wanted = Parameters(("Trouser",), 1, 20, seed=3)
+    alone = finish(sampling.submit(wanted))[1]
+    evaluations.gate.clear()
+    first = sampling.submit(Parameters(None, 1, 1))
+    leaver, stayer = sampling.submit(Parameters(None, 2, 20)), sampling.submit(wanted)
+    waiting = sampling.submit(Parameters(None, 1, 999, "DDPM"))
+    sampling.cancel(waiting)  # never runs at all
+    evaluations.gate.set()
+    finish(first)
+    next(filter(None, leaver.frames()))
+    sampling.cancel(leaver)
+    assert np.abs(finish(stayer)[1][0] - alone[0]).max() <= 1
+    assert len(evaluations.batch_sizes) == 20 + 1 + 20
+
+
+def test_the_line_has_an_end(pipe):
+    sampling, evaluations = SamplingService(pipe, max_waiting=2), Evaluations(pipe.unet)
+    evaluations.gate.clear()
+    running = sampling.submit(Parameters(None, 1, 1))
+    wait_for(lambda: evaluations.batch_sizes)
+    waiting = [sampling.submit(Parameters(None, 1, 1)) for _ in range(2)]
+    assert [sampling.num_ahead(job) for job in [running, *waiting]] == [None, 0, 1]
+    assert next(waiting[0].frames()) == []  # so that who reads it can give up
+    with pytest.raises(ValueError, match="2 requests are waiting already"):
+        sampling.submit(Parameters(None, 1, 1))
+    evaluations.gate.set()
+    for job in [running, *waiting]:
+        assert len(finish(job)[1]) == 1
+
+
+def test_an_error_is_told_and_the_worker_lives_on(pipe):
+    sampling = SamplingService(pipe)
+    hook = pipe.unet.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        finish(sampling.submit(Parameters(None, 1, 1)))
+    hook.remove()
+    assert len(finish(sampling.submit(Parameters(None, 1, 1)))[1]) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sampler": "PNDM"}, "sampler='PNDM' is not one of DPM"),
+        ({"batch_size": 17}, "batch_size=17 is not a whole number from 1 to 16"),
+        ({"batch_size": True}, "batch_size=True"),
+        ({"num_inference_steps": 0}, "num_inference_steps=0"),
+        ({"guidance_scale": float("nan")}, "guidance_scale=nan is not a number from 1.0 to 10.0"),
+        ({"seed": 2**32}, "seed=4294967296"),
+        ({"seed": 1.5}, "seed=1.5 is not a whole number"),
+        ({"num_inference_steps": 1000, "batch_size": 9}, "9000 evaluations .* one request may take 8000"),
+        ({"num_inference_steps": 1000, "batch_size": 5, "guidance_scale": 2.0}, "10000 evaluations"),
+        ({"class_labels": ("Bag", "Hat"), "batch_size": 2}, "'Hat'.: this model knows T-shirt/top, Trouser, Bag"),
+        ({"class_labels": ("Bag", "Hat"), "batch_size": 1}, "class_labels has 2 names for batch_size=1 images"),
+    ],
+)
+def test_bad_parameters_are_named(pipe, change, message):
+    with pytest.raises(ValueError, match=message):
+        SamplingService(pipe).submit(Parameters(**change))
+
+
+def test_a_model_of_few_steps(tmp_path):
+    random_model(num_train_timesteps=15).save_pretrained(tmp_path)
+    app = space.App(str(tmp_path))
+    with pytest.raises(ValueError, match="num_inference_steps=16 is not a whole number from 1 to 15"):
+        app.service.submit(Parameters(num_inference_steps=16))
+    steps = [block for block in space.build_page(app).blocks.values() if getattr(block, "label", "") == "Steps"]
+    assert [(slider.value, slider.maximum) for slider in steps] == [(15, 15)]
+
+
+def test_noise_and_guess_is_the_schedulers_forward_process(pipe):
+    x_0 = space.real_image("Bag", 1, 16)
+    assert x_0.shape == (1, 1, 16, 16)
+    assert x_0.min() >= -1
+    assert x_0.max() > 0.5
+    sampling = SamplingService(pipe)
+    noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
+    for timestep in (0, 500, 999):
+        signal = pipe.scheduler.alphas_cumprod[timestep].sqrt()
+        x_t, guess = sampling.noise_and_guess(x_0, timestep)
+        torch.testing.assert_close(x_t, signal * x_0 + (1 - signal**2).sqrt() * noise, atol=1e-5, rtol=1e-5)
+        assert guess.shape == x_0.shape
+
+
+@pytest.mark.parametrize("handler", ["click", "generate"])
+def test_nothing_is_in_line_before_gradio_can_end_it(model_folder, handler):
+    app = space.App(str(model_folder))
+    evaluations = Evaluations(app.pipe.unet)
+    request = getattr(app, handler)(None, 1, 1, "DDIM", 1, 0)
+    next(request)
+    finish(app.service.submit(Parameters(None, 1, 1)))
+    assert evaluations.batch_sizes == [1]
+    assert next(request)
+
+
+def test_memory_is_flat_over_500_requests(model_folder):
+    """The handlers of the page themselves, with what they write for the downloads."""
+    handlers, process = space.App(str(model_folder)), psutil.Process()
+    for i in range(500):
+        final = list(handlers.click(space.ALL_CLASSES, 1, 1, "DDIM", 1, i))[-1]
+        assert len(final[0]["frames"]) == 1
+        if i == 100:
+            before = process.memory_info().rss
+    assert (process.memory_info().rss - before) / 2**20 < 20
+
+
+# ---------------------------------------------------------------- the running app
+
+
+@contextmanager
+def running(script, model_folder):
+    """A process of its own that serves the page: its URL, and the rest of what it prints."""
+    environment = os.environ | {"MODEL_ID": os.environ.get("MODEL_ID", str(model_folder)), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-u", str(ROOT / script)]
+    process = subprocess.Popen(command, env=environment, cwd="/", stdout=subprocess.PIPE, text=True)
+    try:
+        yield (
+            next(match[0] for line in process.stdout if (match := re.search(r"http://[\w.:]+", line))),
+            process.stdout,
+        )
+    finally:
+        for child in psutil.Process(process.pid).children():  # those that ZeroGPU's client forked
+            child.kill()
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def url(model_folder):
+    """The app as a visitor meets it."""
+    with running("spaces_app/app.py", model_folder) as (url, _):
+        yield url
+
+
+@pytest.fixture
+def here(model_folder):
+    """(App, its URL, Evaluations): the app in this process."""
+    app = space.App(str(model_folder))
+    server, url, _ = space.launch(app, prevent_thread_lock=True, quiet=True)
+    evaluations = Evaluations(app.pipe.unet)
+    yield app, url, evaluations
+    evaluations.gate.set()
+    server.get_blocks().close()
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    return gradio_client.Client(url, verbose=False)
+
+
+def test_api_gives_the_pipelines_own_images(client, pipe):
+    png, gif, parameters = client.predict(
+        class_labels=["Bag", "Trouser"],
+        batch_size=3,
+        num_inference_steps=8,
+        sampler="DDIM",
+        seed=5,
+        api_name="/generate",
+    )
+    generators = [torch.Generator().manual_seed(seed) for seed in parameters["seeds"]]
+    images = pipe(
+        3, generators, num_inference_steps=8, class_labels=["Bag", "Trouser", "Bag"], eta=0.0, output_type="np"
+    ).images
+    grid = np.asarray(Image.open(png).resize((50, 16), Image.Resampling.NEAREST), float)
+    tiles = np.stack([grid[:, left : left + 16] for left in (0, 17, 34)])
+    assert np.abs(tiles - images[..., 0] * 255).max() <= 1.01
+    assert Image.open(gif).n_frames == 8
+    assert parameters["seeds"] == [5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"), [("Bag", ["Bag", "Bag"]), (["Bag", "Trouser"], ["Bag", "Trouser"]), ([], [None, None])]
+)
+def test_api_says_how_to_make_the_images_again(client, asked, given):
+    parameters = client.predict(class_labels=asked, batch_size=2, num_inference_steps=2, seed=3, api_name="/generate")[
+        2
+    ]
+    again = {
+        "sampler": space.DEFAULT_SAMPLER,
+        "num_inference_steps": 2,
+        "guidance_scale": 1,
+        "seed": 3,
+        "seeds": [3, 4],
+    }
+    assert parameters == parameters | again | {"class_labels": given, "batch_size": 2}
+
+
+def test_api_is_documented(client):
+    endpoints = client.view_api(return_format="dict")["named_endpoints"]
+    assert set(endpoints) == {"/generate", "/explain"}
+    names = [parameter["parameter_name"] for parameter in endpoints["/generate"]["parameters"]]
+    assert names == ["class_labels", "batch_size", "num_inference_steps", "sampler", "guidance_scale", "seed"]
+    assert "seed + i" in endpoints["/generate"]["description"]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "arguments", "message"),
+    [
+        ("/generate", {"batch_size": 99}, "batch_size=99 is not a whole number from 1 to 16"),
+        ("/generate", {"num_inference_steps": 2.5}, "num_inference_steps=2.5 is not a whole number"),
+        ("/generate", {"batch_size": "four"}, "four"),
+        ("/generate", {"sampler": "Euler"}, "Euler"),
+        ("/generate", {"num_inference_steps": None}, "num_inference_steps=None is not a whole number from 1 to 1000"),
+        ("/generate", {"class_labels": ["Bag", "Trouser"]}, "class_labels has 2 names for batch_size=1 images"),
+        ("/generate", {"class_labels": ["Bag", "Hat"], "batch_size": 2}, "'Hat'"),
+        ("/explain", {"timestep": 3.7}, "timestep=3.7 is not a whole number from 0 to 999"),
+        ("/explain", {"timestep": 1000}, "1000"),
+    ],
+)
+def test_api_names_what_is_wrong(client, endpoint, arguments, message):
+    with pytest.raises(gradio_client.exceptions.AppError, match=message):
+        client.predict(**arguments, api_name=endpoint)
+
+
+def test_twenty_clients_at_once(client, url):
+    """Each gets the pictures of its own seed."""
+
+    def ask(seed):
+        return client.predict(batch_size=1, num_inference_steps=10, seed=seed, api_name="/generate")
+
+    with ThreadPoolExecutor(20) as pool:
+        together = list(pool.map(ask, range(20)))
+    assert [parameters["seed"] for _, _, parameters in together] == list(range(20))
+    for seed in (0, 19):
+        a, b = (np.asarray(Image.open(result[0]), int) for result in (together[seed], ask(seed)))
+        assert np.abs(a - b).max() <= 1
+
+
+def wait_in_line(here, num_visitors):
+    """One visitor's request is held at its first evaluation, the others' wait behind it."""
+    app, url, evaluations = here
+    evaluations.gate.clear()
+    with httpx2.Client() as visitors:
+        for i in range(1 + num_visitors):
+            arguments = {"data": [None, 1, 1, "DDPM", 1, i]}
+            visitors.post(f"{url}gradio_api/call/generate", json=arguments).raise_for_status()
+            wait_for(lambda: evaluations.batch_sizes)
+    wait_for(lambda: len(app.service._waiting) == num_visitors)
+
+
+def test_the_next_after_sixty_is_refused(here):
+    wait_in_line(here, 60)
+    client = gradio_client.Client(here[1], verbose=False)
+    with pytest.raises(gradio_client.exceptions.AppError, match="60 requests are waiting already"):
+        client.predict(api_name="/generate")
+
+
+def test_gradio_keeps_nothing_of_a_request(here):
+    """Neither of the API's nor of the page's, in one session: of an update that a plain value follows it would keep a component."""
+    _, url, _ = here
+    client, browser = gradio_client.Client(url, verbose=False), httpx2.Client(timeout=30)
+    dependencies = browser.get(f"{url}config").json()["dependencies"]
+    click = next(d["id"] for d in dependencies if len(d["inputs"]) == 6 and len(d["outputs"]) == 5)
+    arguments = {"data": [space.ALL_CLASSES, 1, 2, "DDIM", 1, 0], "fn_index": click, "session_hash": "page"}
+
+    def components_after_a_request() -> int:
+        client.predict(num_inference_steps=2, api_name="/generate")
+        browser.post(f"{url}gradio_api/queue/join", json=arguments).raise_for_status()
+        assert '"success":true' in browser.get(f"{url}gradio_api/queue/data?session_hash=page").text
+        gc.collect()
+        return sum(isinstance(thing, space.gr.blocks.Block) for thing in gc.get_objects())
+
+    after = [components_after_a_request() for _ in range(5)]
+    assert after[1:] == after[1:2] * 4, after
+
+
+@pytest.fixture(scope="module")
+def zero_gpu(model_folder):
+    """A client of the app on what stands in for ZeroGPU, and what that prints."""
+    pytest.importorskip("spaces", reason="spaces is not installed")
+    with running("tests/spaces_app/zero_gpu_app.py", model_folder) as (url, printed):
+        yield gradio_client.Client(url, verbose=False, headers={"x-ip-token": "visitor"}), printed
+
+
+def test_zero_gpu_lends_a_process_of_its_own(zero_gpu, pipe):
+    client, printed = zero_gpu
+    arguments = {"class_labels": ["Bag"], "batch_size": 2, "num_inference_steps": 10, "sampler": "DDIM", "seed": 5}
+    png = client.predict(**arguments, api_name="/generate")[0]
+    lines = "".join(takewhile(lambda line: "/release" not in line, printed))
+    borrower = re.search(r'/allow .*"pid": \["(\d+)"', lines)[1]
+    assert re.search('/schedule .*"visitor"', lines) and f"moved: cuda in {borrower}" in lines
+    grid = np.asarray(Image.open(png).resize((33, 16), Image.Resampling.NEAREST), int)
+    images = finish(SamplingService(pipe).submit(Parameters(("Bag",), 2, 10, "DDIM", seed=5)))[1]
+    assert np.abs(np.stack([grid[:, :16], grid[:, 17:]]) - np.stack(images)).max() <= 1
+
+
+def test_zero_gpu_is_given_back_by_who_cancels(zero_gpu):
+    client, printed = zero_gpu
+    job = client.submit(num_inference_steps=1000, sampler="DDPM", api_name="/generate")
+    assert any("moved: cuda" in line for line in printed)
+    job.cancel()
+    assert "".join(takewhile(lambda line: "/release" not in line, printed)).count("evaluation") < 500
+
+
+# ---------------------------------------------------------------- the page
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="no browser tests: playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no browser tests: Chromium (Debian's package chromium) is not installed")
+    with playwright.sync_playwright() as driver:
+        yield driver.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+
+
+@pytest.fixture
+def open_page(browser, url):
+    """Opens the page on a screen of a size and a colour scheme; what the page loads from elsewhere, or logs, fails the test."""
+    pages, complaints = [], []
+
+    def open_page(width=1200, height=900, color_scheme="light", url=url):
+        page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=color_scheme)
+        page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
+        page.on("request", lambda r: r.url.startswith(("data:", "blob:", url)) or complaints.append(r.url))
+        page.set_default_timeout(60_000)
+        page.goto(url)
+        page.locator("#generate").wait_for()
+        pages.append(page)
+        return page
+
+    yield open_page
+    for page in pages:
+        page.close()
+    assert complaints == []
+
+
+def generate(page, seed=42):
+    """Sets the seed, clicks, waits for the end, returns the two pictures that the viewer shows."""
+    fill(page.get_by_label("Seed"), seed)
+    page.click("#generate")
+    page.locator(".viewer .status", has_text=f"seed {seed},").wait_for()
+    return [image.get_attribute("src") for image in page.locator(".viewer img").all()]
+
+
+def fill(field, value):
+    field.fill(str(value))
+    field.press("Tab")
+
+
+def test_a_click_makes_images_that_the_seed_repeats(open_page):
+    page = open_page()
+    first, other, again = (generate(page, seed) for seed in (42, 43, 42))
+    assert again == first
+    assert other != first
+    assert page.locator(".samples img").count() == 10
+    page.get_by_role("button", name="roll").click()
+    page.wait_for_function("document.querySelector('#seed input').value !== '42'")
+
+
+def test_scrubbing_shows_what_was(open_page):
+    page = open_page()
+    x_t, x_0 = generate(page)
+    slider = page.locator(".viewer input[type=range]")
+    assert slider.get_attribute("aria-valuetext") == "step 25 of 25, t = 0"
+    slider.press("Home")
+    images = page.locator(".viewer img")
+    assert "step 1 of 25" in page.locator(".viewer output").inner_text()
+    assert images.nth(0).get_attribute("src") != x_t
+    assert images.nth(1).get_attribute("src") != x_0
+    slider.press("End")
+    assert images.nth(0).get_attribute("src") == x_t
+
+
+def test_downloads(open_page):
+    page = open_page()
+    generate(page)
+    files = {}
+    for name in ("PNG", "GIF", "Parameters"):
+        with page.expect_download() as download:
+            page.get_by_role("button", name=name).click()
+        files[download.value.suggested_filename] = Path(download.value.path()).read_bytes()
+    assert Image.open(io.BytesIO(files["ddpm-seed-42.gif"])).n_frames == 25
+    assert Image.open(io.BytesIO(files["ddpm-seed-42.png"])).format == "PNG"
+    assert json.loads(files["ddpm-seed-42.json"])["seeds"] == list(range(42, 52))
+
+
+@pytest.fixture
+def slow(here):
+    """(url, Evaluations) of an app whose U-Net is slowed down: a thousand steps would take 50 seconds."""
+    app, url, evaluations = here
+    app.pipe.unet.register_forward_pre_hook(lambda *_: time.sleep(0.05))
+    return url, evaluations
+
+
+def test_stop(slow, open_page):  # in this order: the page is closed before its app
+    page = open_page(url=slow[0])
+    page.get_by_label("DDPM").check()
+    page.wait_for_function("document.querySelector('input[aria-label*=Steps]').value == '250'")
+    page.click("#generate")
+    page.wait_for_function("document.querySelector('.viewer input').value >= 1")
+    page.click("#stop")
+    page.locator(".viewer .status", has_text="stopped").wait_for()
+    page.get_by_label("DDIM").check()
+    page.wait_for_function("document.querySelector('input[aria-label*=Steps]').value == '50'")
+    generate(page)
+    assert "DDIM, 50 steps" in page.locator(".viewer .status").inner_text()
+
+
+def ends_early(evaluations):
+    seen = 0
+    while seen != (seen := len(evaluations.batch_sizes)):
+        time.sleep(1)
+    return 0 < seen < 500
+
+
+@pytest.mark.parametrize("how", ["stop", "leave"])
+def test_stopping_and_leaving_end_the_computation(browser, slow, how):
+    url, evaluations = slow
+    page = browser.new_page()
+    try:
+        page.goto(url)
+        page.get_by_label("DDPM").check()
+        fill(page.locator("input[type=number][aria-label*=Images]"), 4)
+        fill(page.locator("input[type=number][aria-label*=Steps]"), 1000)
+        page.click("#generate")
+        page.wait_for_function("document.querySelector('.viewer input').value >= 1")
+        page.click("#stop") if how == "stop" else page.close()
+        assert ends_early(evaluations)
+    finally:
+        page.close()
+
+
+@pytest.mark.parametrize("how", ["stop", "leave"])
+def test_stopping_and_leaving_the_api_end_the_computation(slow, how):
+    url, evaluations = slow
+    if how == "stop":
+        client = gradio_client.Client(url, verbose=False)
+        job = client.submit(num_inference_steps=1000, sampler="DDPM", api_name="/generate")
+    else:
+        call = f"{url}gradio_api/call/generate"
+        event = httpx2.post(call, json={"data": [None, 1, 1000, "DDPM", 1, None]}).json()["event_id"]
+        stream = httpx2.Client().send(httpx2.Request("GET", f"{call}/{event}"), stream=True)
+    wait_for(lambda: evaluations.batch_sizes)
+    job.cancel() if how == "stop" else stream.close()
+    assert ends_early(evaluations)
+
+
+def test_the_place_in_line_is_told(browser, here):
+    wait_in_line(here, 25)
+    page = browser.new_page()
+    page.goto(here[1])
+    page.click("#generate")
+    page.get_by_text("waiting for 25 before you").wait_for()
+    here[2].gate.set()
+    page.locator(".viewer .status", has_text="seed 42,").wait_for()
+    page.close()
+
+
+def test_wrong_input_is_told(open_page):
+    page = open_page()
+    fill(page.get_by_label("Seed"), -1)
+    page.click("#generate")
+    page.get_by_text("seed=-1 is not a whole number from 0 to 4294967295.").wait_for()
+
+
+def test_how_it_works(open_page):
+    page = open_page()
+    page.get_by_role("tab", name="How it works").click()
+    pictures = page.locator("#explanation .pictures img")
+    real, noised, guessed = (image.get_attribute("src") for image in pictures.all())
+    assert len({real, noised, guessed}) == 3
+    fill(page.locator("#t input[type=number]"), 999)
+    page.get_by_text("0.006").wait_for()  # sqrt(alphas_cumprod) of the last step
+    assert pictures.nth(0).get_attribute("src") == real
+    assert pictures.nth(1).get_attribute("src") != noised
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "scheme"),
+    [("light", (1200, 800), "light"), ("dark", (1200, 800), "dark"), ("phone", (390, 844), "light")],
+)
+def test_screenshots_show_no_overflow(open_page, name, size, scheme):
+    page = open_page(*size, scheme)
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 200) == (scheme == "dark")
+    page.click("#generate")
+    page.wait_for_function("document.querySelector('.viewer input').value >= 7")
+    shoot(page, f"space-{name}-live")
+    page.locator(".samples img").last.wait_for()
+    shoot(page, f"space-{name}")
+    for tab in ("How it works", "The model"):
+        page.get_by_role("tab", name=tab).click()
+        page.locator("#explanation img, .prose h1").last.wait_for()
+        shoot(page, f"space-{name}-{tab.lower().replace(' ', '-')}")
+
+
+def shoot(page, name):
+    assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
+    if folder := os.environ.get("SCREENSHOTS"):
+        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True, animations="disabled")
+
+
+# ---------------------------------------------------------------- what the Hub reads
+
+
+def read_pins(path):
+    """{package: version}, on the Python that a Space has."""
+    return dict(re.findall(r"^([\w-]+)==([\w.]+)(?:; python_version >=.*)?$", path.read_text(), re.M))
+
+
+def test_each_package_that_the_app_imports_is_pinned_as_tested():
+    files = list((ROOT / "spaces_app").glob("*.py"))
+    modules = {name.split(".")[0] for path in files for name in imports(path)}
+    others = modules - sys.stdlib_module_names - {path.stem for path in files}
+    packages = {packages_distributions()[module][0] for module in others}
+    tested = read_pins(ROOT / "constraints.txt")
+    assert read_pins(ROOT / "spaces_app" / "requirements.txt") == {name: tested[name] for name in packages}
+
+
+def test_space_metadata():
+    text = (ROOT / "spaces_app" / "README.md").read_text()
+    metadata = yaml.safe_load(text.split("---")[1])
+    assert metadata["sdk"] == "gradio"
+    assert metadata["sdk_version"] == read_pins(ROOT / "constraints.txt")["gradio"]
+    assert (ROOT / "spaces_app" / metadata["app_file"]).is_file()
+    assert len(metadata["short_description"]) <= 60  # the Hub's limit
+    colors = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+    assert {metadata["colorFrom"], metadata["colorTo"]} <= colors
+
+
+@pytest.mark.parametrize("model_id", ["no/such/folder", "you/none"])
+def test_a_model_that_is_nowhere_is_named(model_id):
+    with pytest.raises(
+        SystemExit, match=f"MODEL_ID='{model_id}' is neither a folder here nor a model that can be had"
+    ):
+        space.load_model(model_id)
+
+
+def test_a_model_of_classes_without_names_is_refused(tmp_path):
+    pipe = random_model()
+    type(pipe)(pipe.unet, pipe.scheduler).save_pretrained(tmp_path)
+    with pytest.raises(SystemExit, match="has classes without names: add id2label"):
+        space.load_model(str(tmp_path))
+
+
+def test_card_is_shown_without_metadata_and_with_its_pictures(model_folder):
+    card = space.read_card(model_folder)
+    assert card.startswith("# The card\n![samples](data:image/png;base64,")
+    assert space.read_metrics(model_folder) == {"fid": 12.5}

@@ -1,0 +1,640 @@
+"""A run from data to a saved model, the same run whatever its topology and its interruptions, and what it refuses."""
+
+import gzip
+import json
+import shutil
+import signal
+import sys
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from diffusers import DDIMScheduler, UNet2DModel
+from hub_fixtures import tiny_pipeline
+from huggingface_hub import HfApi, constants
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny import ASSETS, ROOT, TINY_UNET
+from training_fixtures import tiny
+
+from ddpm_hf import DDPMImagePipeline, hub
+from ddpm_hf.data import load_image_dataset
+from ddpm_hf.training import Trainer, checkpoints, train
+from ddpm_hf.training import config as config_module
+from ddpm_hf.training import trainer as training
+from ddpm_hf.training.config import TrainConfig, parse_args
+from ddpm_hf.training.launch import make_accelerator
+from ddpm_hf.training.presets import PRESETS
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import average
+import sample
+
+pytestmark = pytest.mark.usefixtures("tiny_preset")
+
+
+def state(folder: Path) -> dict[str, torch.Tensor]:
+    """Averaged weights of the saved model and raw weights of the last checkpoint."""
+    last = max(folder.glob("checkpoints/step-*"), key=lambda path: int(path.name[5:]))
+    raw = load_file(last / "state" / "model.safetensors")
+    return load_file(last / "unet" / "diffusion_pytorch_model.safetensors") | {f"raw.{k}": v for k, v in raw.items()}
+
+
+def difference(one: Path, other: Path) -> float:
+    a, b = state(one), state(other)
+    assert a.keys() == b.keys()
+    return max((a[name].double() - b[name].double()).abs().max().item() for name in a)
+
+
+def test_a_run_ends_as_a_saved_model_that_draws_a_labelled_grid(tmp_path):
+    config = tiny(tmp_path, report_to="tensorboard", validation_steps=4)
+    folder = train(config)
+    pipe = hub.load(folder)
+    assert pipe.id2label[7] == "7" and pipe.null_label == 10
+    assert len(pipe(class_labels=["7", 8], guidance_scale=2.0, num_inference_steps=2).images) == 2
+    assert Image.open(folder / "samples.png").height == 10 * 58  # a class each, 56 pixels and a margin high
+    assert (folder / "samples" / "step-4.png").exists() and list((folder / "logs").rglob("events*"))
+    (logged,) = (folder / "logs").rglob("hparams.yml")
+    assert yaml.safe_load(logged.read_text()).keys() == asdict(config).keys()
+    assert (folder / "run.yaml").exists() and not list(folder.glob("checkpoints/.*"))
+
+
+def test_resume_gives_the_same_bits(tmp_path):
+    """In float32, in one process; tests/training/test_resume.py has bf16, in processes that are killed."""
+    options = {"mixed_precision": "no", "gradient_accumulation_steps": 2, "train_batch_size": 48}
+    whole = train(tiny(tmp_path / "whole", **options))  # 96 of 256 images a step: steps straddle epochs
+    half = tiny(tmp_path / "half", **options, checkpointing_steps=3)
+    trainer, calls = Trainer(half), []
+
+    def die(batches, train_step=trainer.train_step):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return train_step(batches)
+
+    trainer.train_step = die
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    resumed = train(tiny(tmp_path / "half", **options, resume=True))
+    assert difference(whole, resumed) == 0
+
+
+def test_accumulation_is_the_same_run_as_one_large_batch(tmp_path):
+    PRESETS["tiny"].unet["dropout"] = 0.0
+    one = train(tiny(tmp_path / "one", train_batch_size=32, mixed_precision="no"))
+    four = tiny(tmp_path / "four", train_batch_size=8, gradient_accumulation_steps=4, mixed_precision="no")
+    assert difference(one, train(four)) < 1e-4
+
+
+def test_ctrl_c_saves_and_resume_goes_on(tmp_path, capsys):
+    trainer = Trainer(tiny(tmp_path))
+    step = trainer.train_step
+
+    def interrupted(batches):
+        if trainer.step == 2:
+            trainer.signals.catch(2)
+        return step(batches)
+
+    trainer.train_step = interrupted
+    trainer.run()
+    assert "Stopped by SIGINT at step 3" in capsys.readouterr().out
+    assert Trainer(tiny(tmp_path, resume=True)).step == 3
+
+
+def test_a_run_goes_on_longer_but_not_with_other_batches(tmp_path):
+    folder = train(tiny(tmp_path, max_train_steps=3))
+    longer = Trainer(tiny(tmp_path, resume=True, max_train_steps=12))
+    assert longer.ema.decay == longer.config.ema_decay == pytest.approx(0.95)
+    assert longer.ema.decay > tiny(tmp_path, max_train_steps=3).ema_decay
+    with pytest.raises(ValueError, match="train_batch_size=4 makes steps of 4 images .* have 8"):
+        Trainer(tiny(tmp_path, resume=True, train_batch_size=4))
+    told = yaml.safe_load((folder / "training_config.yaml").read_text())
+    assert told["max_train_steps"] == 3 and not {"resume", "push_to_hub"} & set(told)
+
+
+def test_a_truncated_checkpoint_is_passed_over(tmp_path, caplog):
+    folder = train(tiny(tmp_path, checkpointing_steps=3))
+    weights = folder / "checkpoints" / "step-6" / "state" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    assert Trainer(tiny(tmp_path, resume=True)).step == 3
+    assert "step-6 is not whole" in caplog.text
+    (folder / "checkpoints" / "step-3" / "state" / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="no checkpoint in .* is whole"):
+        Trainer(tiny(tmp_path, resume=True))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(tmp_path):
+    trainer = Trainer(tiny(tmp_path, logging_steps=3, checkpointing_steps=2))
+    step = trainer.train_step
+    trainer.train_step = lambda batches: step(batches) * (float("nan") if trainer.step == 4 else 1)
+    with pytest.raises(FloatingPointError, match="step 5.*step-4"):
+        trainer.run()
+
+
+def test_a_step_that_fp16_skips_moves_neither_schedule_nor_averages(tmp_path, monkeypatch):
+    trainer = Trainer(tiny(tmp_path, ema_sigma_rels=[0.1]))
+    batches = iter(trainer._loader())
+
+    def moved() -> tuple[int, int, int]:
+        return trainer.lr_scheduler.last_epoch, trainer.ema.optimization_step, trainer.averages.num_steps
+
+    monkeypatch.setattr(Accelerator, "optimizer_step_was_skipped", True)
+    assert trainer.train_step(batches)[1] == 0 and moved() == (0, 0, 0)  # its gradients overflowed: they have no norm
+    monkeypatch.setattr(Accelerator, "optimizer_step_was_skipped", False)
+    assert trainer.train_step(batches)[1] > 0 and moved() == (1, 1, 1)
+
+
+def test_fp16_skips_a_step_that_overflows(tmp_path, monkeypatch):
+    """With the gradient scaler itself, which a CPU has, too: Accelerate must learn of what it skips."""
+    config = tiny(tmp_path, mixed_precision="no")
+    accelerator = make_accelerator(config)
+    monkeypatch.setattr(training, "make_accelerator", lambda _: accelerator)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=float("inf"))
+    trainer = Trainer(replace(config, mixed_precision="fp16"))
+    batches, before = iter(trainer._loader()), [p.detach().clone() for p in trainer.model.parameters()]
+    assert trainer.train_step(batches)[1] == 0 and trainer.lr_scheduler.last_epoch == 0
+    assert all(map(torch.equal, trainer.model.parameters(), before))
+    accelerator.scaler.update(1.0)
+    assert 0 < trainer.train_step(batches)[1] < float("inf") and trainer.lr_scheduler.last_epoch == 1
+
+
+def test_a_resumed_run_follows_the_options_that_it_is_given(tmp_path):
+    train(tiny(tmp_path, max_train_steps=3, ema_sigma_rels=[0.1]))
+    whole = Trainer(tiny(tmp_path, resume=True, max_train_steps=3, ema_sigma_rels=[0.1]))
+    new = {"learning_rate": 1e-5, "adam_beta2": 0.9, "weight_decay": 0.0, "max_train_steps": 6, "lr_warmup_steps": 2}
+    trainer = Trainer(tiny(tmp_path, resume=True, ema_sigma_rels=[0.1], **new))
+    (group,) = trainer.optimizer.param_groups
+    fresh = Trainer(tiny(tmp_path / "fresh", **new))
+    for _ in range(3):
+        fresh.lr_scheduler.step()
+    assert 0 < group["lr"] == fresh.lr_scheduler.get_last_lr()[0] == trainer.lr_scheduler.get_last_lr()[0] < 1e-5
+    assert (group["betas"], group["weight_decay"]) == ((0.9, 0.9), 0.0)
+    for each in (trainer, fresh):
+        each.lr_scheduler.step()
+    assert group["lr"] == fresh.lr_scheduler.get_last_lr()[0]
+    assert whole.optimizer.param_groups[0]["lr"] == whole.lr_scheduler.get_last_lr()[0] == 0  # the end of the cosine
+
+
+def lost_snapshot(run: Path, step: int) -> Path:
+    """A snapshot of a step that no checkpoint has come to."""
+    path = run / "averages" / f"step-{step}-sigma_rel-0.1.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({}, path, metadata={"step": str(step), "sigma_rel": "0.1"})
+    return path
+
+
+def test_snapshots_of_lost_steps_go(tmp_path):
+    """Of a run that was killed before its first checkpoint, and of one that goes on from before them."""
+    options = {"resume": True, "ema_sigma_rels": [0.1]}
+    for steps in (2, 3):
+        stale = lost_snapshot(tmp_path / "run", step=4)
+        tiny(tmp_path, **options).save(tmp_path / "run" / "run.yaml")
+        train(tiny(tmp_path, **options, max_train_steps=steps))
+        assert sorted(path.name[5] for path in stale.parent.iterdir()) == ["1", "2", "3"][:steps]
+
+
+def test_old_checkpoints_go(tmp_path):
+    folder = train(tiny(tmp_path, checkpointing_steps=1, checkpoints_total_limit=2))
+    assert sorted(path.name for path in folder.glob("checkpoints/*")) == ["step-5", "step-6"]
+    (folder / "checkpoints" / "step-6" / "state" / "model.safetensors").unlink()
+    trainer = Trainer(tiny(tmp_path, resume=True, checkpoints_total_limit=1, max_train_steps=7))
+    trainer.save_checkpoint()  # as a signal would before step 6: the broken one counts for nothing
+    assert [path.name for path in folder.glob("checkpoints/*")] == ["step-5"]
+
+
+def test_images_without_labels_train_an_unconditional_model(tmp_path, monkeypatch):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i, path in enumerate(sorted((ASSETS / "imagefolder").rglob("*.png"))):
+        Image.open(path).save(photos / f"{i}.png")
+    folder = train(tiny(tmp_path, dataset=str(photos), max_train_steps=2))
+    pipe = hub.load(folder)
+    assert pipe.unet.config.num_class_embeds is None and len(pipe(2, num_inference_steps=2).images) == 2
+
+
+def test_a_learned_variance_is_learned(tmp_path):
+    """Doubled channels through weighing, bf16, validation and sampling; the variance's weights leave their first values."""
+    tiny_preset = PRESETS["tiny"]
+    tiny_preset.unet["out_channels"], tiny_preset.scheduler["variance_type"] = 2, "learned_range"
+    trainer = Trainer(tiny(tmp_path, snr_gamma=5.0, mixed_precision="bf16"))
+    before = trainer.model.conv_out.weight.detach().clone()
+    trainer.run()
+    figures, _ = trainer.validate()
+    moved = (trainer.model.conv_out.weight - before).abs().amax(dim=(1, 2, 3))
+    assert (moved > 1e-4).all() and 0 < figures["validation_loss"] < 2
+    pipe = hub.load(tmp_path / "run")
+    assert pipe.unet.config.out_channels == 2 and pipe.scheduler.config.variance_type == "learned_range"
+    images = pipe(2, class_labels=[0, 1], guidance_scale=2.0, num_inference_steps=3, output_type="np").images
+    assert images.shape == (2, 28, 28, 1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prediction_type": "epsilon", "variance_type": "learned_range"},
+        {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "snr_gamma": 5.0},
+        {"prediction_type": "sample", "rescale_betas_zero_snr": True, "variance_type": "learned_range"},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_a_run_chooses_what_is_predicted(tmp_path, options):
+    pipe = hub.load(train(tiny(tmp_path, **options, max_train_steps=2)))
+    assert options.items() - {("snr_gamma", 5.0)} <= pipe.scheduler.config.items()
+    assert pipe.unet.config.out_channels == (2 if "variance_type" in options else 1)
+    assert (pipe.scheduler.alphas_cumprod[-1] == 0) == ("rescale_betas_zero_snr" in options)
+    with pytest.raises(ValueError, match="another prediction_type"):
+        Trainer(tiny(tmp_path, resume=True))
+
+
+def test_sample_takes_a_name_before_a_number():
+    """Classes named "1", "2", "3" have the labels 0, 1, 2: a name wins, and the null label is no class."""
+
+    class Pipe:
+        id2label = {0: "1", 1: "2", 2: "3"}
+        get_label_ids = DDPMImagePipeline.get_label_ids
+
+    assert sample.class_ids(Pipe(), ["1", "3"]) == [0, 2] and sample.class_ids(Pipe(), None) == [0, 1, 2]
+    assert sample.class_ids(Pipe(), ["0"]) == [0]
+    with pytest.raises(ValueError, match="4"):
+        sample.class_ids(Pipe(), ["4"])
+
+
+def test_resume_never_replaces_a_model_that_is_no_run(tmp_path):
+    train(tiny(tmp_path, max_train_steps=1))
+    (tmp_path / "run" / "run.yaml").unlink()
+    with pytest.raises(ValueError, match="already holds"):
+        Trainer(tiny(tmp_path, resume=True))
+
+
+def test_sample_script(tmp_path, monkeypatch):
+    folder = train(tiny(tmp_path, max_train_steps=1))
+    grid, gif = tmp_path / "grid.png", tmp_path / "grid.gif"
+    arguments = ["sample.py", str(folder), "--num_images", "4", "--num_inference_steps", "3", "--output", str(grid)]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--class_labels", "7", "8", "--gif", str(gif)])
+    sample.main()
+    assert Image.open(grid).height == 2 * 58 and Image.open(gif).n_frames == 3
+    monkeypatch.setattr(sys, "argv", [*arguments, "--class_labels", "Hat"])
+    with pytest.raises(ValueError, match="Hat"):
+        sample.main()
+
+
+def test_sample_draws_classes_without_names(tmp_path, monkeypatch):
+    nameless, grid = tiny_pipeline(labels=None, num_class_embeds=3), tmp_path / "grid.png"
+    options = f"--num_images 4 --class_labels 2 --num_inference_steps 2 --output {grid}".split()
+    monkeypatch.setattr(sys, "argv", ["sample.py", str(hub.save(nameless, tmp_path / "nameless")), *options])
+    sample.main()
+    assert Image.open(grid).height == 58 and 4 * 58 < Image.open(grid).width < 5 * 58  # with a margin for the label
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dataset": "does/not/exist/"}, "does/not/exist"),
+        ({"label_column": "colour"}, "colour"),
+        ({"mixed_precision": "fp16"}, "needs a GPU"),
+        ({"report_to": "aim"}, "report_to='aim' is not installed"),
+        ({"report_to": "paper"}, "paper"),
+    ],
+)
+def test_refused_before_any_work(tmp_path, options, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        Trainer(tiny(tmp_path, **options))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_holds_another_run_is_refused(tmp_path):
+    train(tiny(tmp_path, max_train_steps=1))
+    with pytest.raises(ValueError, match="already holds a run"):
+        Trainer(tiny(tmp_path))
+    with pytest.raises(ValueError, match="another seed, torch_compile:"):
+        Trainer(tiny(tmp_path, seed=1, torch_compile=True, resume=True))
+    preset, model = PRESETS["tiny"], tmp_path / "model"
+    UNet2DModel(**preset.unet).save_config(model / "unet")
+    DDIMScheduler(num_train_timesteps=10).save_config(model / "scheduler")
+    with pytest.raises(ValueError, match="another preset:"):
+        Trainer(tiny(tmp_path, preset=str(model), resume=True))
+    another = {"mixed_precision": "fp16"}
+    assert tiny(tmp_path, **another).differences(tmp_path / "run" / "run.yaml") == ["mixed_precision"]
+    assert tiny(tmp_path, mixed_precision="no").differences(tmp_path / "run" / "run.yaml") == []
+
+
+def test_a_run_does_not_go_on_with_other_images(tmp_path):
+    shutil.copytree(ASSETS / "idx", tmp_path / "data")
+    options = {"dataset": str(tmp_path / "data"), "num_validation_images": 0}
+    train(tiny(tmp_path, **options, max_train_steps=1))
+    labels = tmp_path / "data" / "train-labels-idx1-ubyte.gz"
+    content = gzip.decompress(labels.read_bytes())
+    labels.write_bytes(gzip.compress(content[:-1] + bytes([(content[-1] + 1) % 10])))
+    with pytest.raises(ValueError, match="data' does not hold the images that .*step-1 was trained on"):
+        Trainer(tiny(tmp_path, **options, resume=True))
+
+
+def test_the_same_run_in_other_words_goes_on(tmp_path):
+    """The preset's own values named, and the same images at another path; run.yaml is one of an earlier version."""
+    folder = train(tiny(tmp_path, max_train_steps=1))
+    path, shown = folder / "run.yaml", yaml.safe_load((folder / "run.yaml").read_text())
+    assert shown["prediction_type"] is shown["variance_type"] is None
+    path.write_text(yaml.safe_dump(shown | {"of_an_earlier_version": 1}))
+    shutil.copytree(ASSETS / "idx", tmp_path / "copy")
+    words = {"prediction_type": "epsilon", "variance_type": "fixed_small", "dataset": str(tmp_path / "copy")}
+    assert Trainer(tiny(tmp_path, **words, resume=True)).step == 1
+    TrainConfig("cifar10").save(path)  # which names no number of channels
+    assert TrainConfig("cifar10", prediction_type="epsilon", variance_type="fixed_large").differences(path) == []
+    path.write_text(yaml.safe_dump(shown | {"preset": "of an earlier version"}))
+    with pytest.raises(ValueError, match="another preset:"):
+        Trainer(tiny(tmp_path, resume=True))
+
+
+def test_a_network_with_classes_is_not_the_same_without(tmp_path):
+    for name, labels in {
+        "labelled": {"num_class_embeds": 3},
+        "copy": {"num_class_embeds": 3},
+        "unlabelled": {},
+    }.items():
+        for part, config in {"unet/config.json": TINY_UNET | labels, "scheduler/scheduler_config.json": {}}.items():
+            (tmp_path / name / part).parent.mkdir(parents=True)
+            (tmp_path / name / part).write_text(json.dumps(config))
+    TrainConfig(str(tmp_path / "labelled")).save(tmp_path / "run.yaml")
+    assert TrainConfig(str(tmp_path / "copy")).differences(tmp_path / "run.yaml") == []
+    assert TrainConfig(str(tmp_path / "unlabelled")).differences(tmp_path / "run.yaml") == ["preset"]
+
+
+def test_a_checkpoint_with_its_parameters_in_another_order_is_refused(tmp_path):
+    """The state of an optimizer goes by position."""
+    manifest = train(tiny(tmp_path, max_train_steps=1)) / "checkpoints" / "step-1" / "state" / "manifest.json"
+    facts = json.loads(manifest.read_text())
+    for parameters in (facts["parameters"][::-1], None):
+        manifest.write_text(json.dumps(facts | {"parameters": parameters}))
+        with pytest.raises(ValueError, match="step-1 is of another version of ddpm_hf"):
+            Trainer(tiny(tmp_path, resume=True))
+
+
+def test_a_lone_rank_of_a_larger_launch_is_refused(tmp_path, monkeypatch):
+    for name, value in {"MASTER_PORT": "29500", "ACCELERATE_MIXED_PRECISION": "no"}.items():
+        monkeypatch.setenv(name, value)  # what `accelerate launch --cpu --num_processes 2` leaves its one process
+    with pytest.raises(ValueError, match="2 ranks.* where your shell exports MASTER_PORT, unset it for a single rank"):
+        Trainer(tiny(tmp_path))
+
+
+@pytest.mark.parametrize("distributed_type", ["MULTI_GPU", "FSDP", "DEEPSPEED"])
+def test_what_would_not_train_as_asked_is_refused(tmp_path, monkeypatch, distributed_type):
+    """FSDP without GPUs is silently none in Accelerate; FSDP1 and DeepSpeed keep weights where the averages do not see them."""
+    if distributed_type == "MULTI_GPU":
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    else:
+        monkeypatch.setattr(Accelerator, "distributed_type", DistributedType(distributed_type))
+    with pytest.raises(
+        ValueError, match="FSDP was asked for" if distributed_type == "MULTI_GPU" else "fsdp_version: 2"
+    ):
+        Trainer(tiny(tmp_path))
+
+
+def test_streamed_images_are_flipped_and_resume(tmp_path):
+    options = {
+        "dataset": str(ASSETS / "imagefolder"),
+        "streaming": True,
+        "mixed_precision": "no",
+        "train_batch_size": 2,
+    }
+    whole, half = (Trainer(tiny(tmp_path / name, **options)) for name in ("whole", "half"))
+    step = half.train_step
+
+    def interrupted(batches):
+        if half.step == 2:
+            half.signals.catch(signal.SIGINT)
+        return step(batches)
+
+    half.train_step = interrupted
+    assert whole.data.flip_seed == 0
+    folder, _ = whole.run(), half.run()
+    assert half.step == 3
+    (another := tmp_path / "half" / "run" / "checkpoints" / "step-3" / "state" / "stream-1.json").write_text("{}")
+    with pytest.raises(ValueError, match="on 1 rank.* keeps the place of 2 .*resume on 2"):
+        Trainer(tiny(tmp_path / "half", **options, resume=True))
+    another.unlink()
+    assert difference(folder, train(tiny(tmp_path / "half", **options, resume=True))) == 0
+
+
+def test_configs_from_the_command_line_and_yaml(tmp_path, capsys):
+    path = tmp_path / "run.yaml"
+    tiny(tmp_path, seed=5).save(path)
+    read = parse_args([str(path), "--learning_rate", "0.5", "--mixed_precision", "no"])
+    assert (read.seed, read.learning_rate, read.mixed_precision, read.preset) == (5, 0.5, "no", "tiny")
+    quick = PRESETS["fashion-mnist-quick"].training
+    assert parse_args(["--seed", "3"]).max_train_steps == quick["max_train_steps"]
+    for arguments, message in [
+        (["--preset", "nope"], "preset='nope': choose one of fashion-mnist-quick"),
+        (["--train_batch_size", "0"], "train_batch_size=0"),
+        (["--lr_scheduler", "cosin"], "lr_scheduler='cosin': choose one of cosine"),
+        (["--lr_warmup_steps", "20", "--max_train_steps", "10"], "at most max_train_steps=10"),
+        (["--snr_gamma", "-5"], "snr_gamma=-5.0 must be at least 0"),
+        (["--ema_sigma_rels", "0.1", "0.3"], "ema_sigma_rels=[0.1, 0.3] must be a list of numbers above 0"),
+        (["missing.yaml"], "missing.yaml"),
+        (["--prediction_type", "score"], "prediction_type='score': choose one of epsilon, sample"),
+        (
+            ["--prediction_type", "epsilon", "--rescale_betas_zero_snr"],
+            "choose prediction_type sample or v_prediction",
+        ),
+    ]:
+        with pytest.raises(SystemExit):
+            parse_args(arguments)
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train_batch_size: 16.5", "train_batch_size=16.5 must be a whole number"),
+        ("seed: yes", "seed=True must be a whole number"),
+        ("learning_rate: [1]", "learning_rate=[1] must be a number"),
+        ("resume: 2", "resume=2 must be true or false"),
+        ("ema_sigma_rels: 0.1", "ema_sigma_rels=0.1 must be a list"),
+    ],
+)
+def test_yaml_of_another_type_is_refused(tmp_path, capsys, line, message):
+    (tmp_path / "run.yaml").write_text(line)
+    with pytest.raises(SystemExit):
+        parse_args([str(tmp_path / "run.yaml")])
+    assert message in capsys.readouterr().err
+
+
+def test_warm_up_and_average_follow_the_length_of_the_run():
+    """RECIPE: of 6 steps 2 are warm-up, and the average spans 1 / (1 - 0.9) = 10."""
+    assert (TrainConfig("tiny").lr_warmup_steps, TrainConfig("tiny").ema_decay) == (2, 0.9)
+    longer = TrainConfig("tiny", max_train_steps=60)
+    assert longer.lr_warmup_steps == 20 and longer.ema_decay == pytest.approx(0.99)
+    assert TrainConfig("tiny", max_train_steps=60, ema_decay=0.5, lr_warmup_steps=0).ema_decay == 0.5
+
+
+@pytest.mark.parametrize("torch_compile", [False, True])
+def test_averages_of_other_lengths_become_models(tmp_path, monkeypatch, capsys, torch_compile):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    options = {"ema_sigma_rels": [0.05, 0.1], "mixed_precision": "no", "torch_compile": torch_compile}
+    train(tiny(tmp_path, **options, max_train_steps=3))
+    folder = train(tiny(tmp_path, **options, resume=True))
+    assert len(list((folder / "averages").iterdir())) == 2 * 6
+    command = ["average.py", str(folder), "--sigma_rel", "0.1", "--output_dir"]
+    monkeypatch.setattr(sys, "argv", [*command, str(tmp_path / "other")])
+    average.main()
+    found, whole = hub.load(tmp_path / "other").unet.state_dict(), hub.load(folder).unet.state_dict()
+    snapshot = load_file(folder / "averages" / "step-6-sigma_rel-0.1.safetensors")
+    assert found.keys() == snapshot.keys()
+    assert all(torch.allclose(found[name], snapshot[name].float(), atol=1e-6) for name in found)
+    assert not torch.equal(found["conv_out.weight"], whole["conv_out.weight"])
+    assert "of width 0.1" in (tmp_path / "other" / "README.md").read_text()
+    again = parse_args([str(tmp_path / "other" / "training_config.yaml")])  # the command on the card
+    assert again.ema_sigma_rels == [0.05, 0.1]
+    for name in ("resume", "push_to_hub", "hub_model_id"):
+        assert name not in (tmp_path / "other" / "README.md").read_text()
+    assert "validation_loss" not in (tmp_path / "other" / "train_results.json").read_text()  # of other weights
+    monkeypatch.setattr(sys, "argv", [*command, str(tmp_path / "earlier"), "--step", "3"])
+    average.main()
+    card = (tmp_path / "earlier" / "README.md").read_text()
+    assert (
+        "in\n6 steps" in card and "of width 0.1 up to step 3\n" in card
+    )  # what the run took, and where the average ends
+    monkeypatch.setattr(sys, "argv", [*command, f"{folder}/"])
+    with pytest.raises(SystemExit):
+        average.main()
+    killed = tmp_path / "killed"  # before its first checkpoint
+    shutil.copytree(folder / "averages", killed / "averages")
+    monkeypatch.setattr(sys, "argv", ["average.py", str(killed), *command[2:], str(tmp_path / "none")])
+    with pytest.raises(SystemExit):
+        average.main()
+    assert "neither a saved model nor a checkpoint" in capsys.readouterr().err
+    assert hub.load(folder).unet.state_dict().keys() == whole.keys()
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in hub.load(folder).unet.state_dict().items())
+
+
+def test_snapshots_of_a_compiled_model_under_ddp_have_a_saved_models_names(tmp_path, monkeypatch):
+    """Accelerate does not see a compiled module inside of DDP, and leaves it wrapped."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(Accelerator, "unwrap_model", lambda self, model, **options: model)
+    trainer = Trainer(tiny(tmp_path, ema_sigma_rels=[0.1], torch_compile=True))
+    assert trainer.averages.parameters.keys() == dict(trainer.eval_unet.named_parameters()).keys()
+
+
+def test_the_configs_of_a_stock_model_are_a_preset(tmp_path, monkeypatch):
+    model, options = tmp_path / "model", TINY_UNET | {"sample_size": 28, "num_class_embeds": 3}
+    UNet2DModel(**options).save_config(model / "unet")
+    DDIMScheduler(num_train_timesteps=20, prediction_type="v_prediction").save_config(model / "scheduler")
+    config = tiny(tmp_path, preset=str(model), max_train_steps=1, variance_type="learned_range")
+    assert (config.learning_rate, config.train_batch_size) == (1e-4, 16)
+    pipe = hub.load(train(config))
+    theirs, ours = (json.loads((folder / "unet/config.json").read_text()) for folder in (model, tmp_path / "run"))
+    changed = {name for name in theirs if ours[name] != theirs[name]}
+    assert changed == {"_class_name", "out_channels", "num_class_embeds"}
+    assert (ours["out_channels"], ours["num_class_embeds"]) == (2, 11)  # a learned variance; the data has 10 classes
+    assert (len(pipe.scheduler), pipe.scheduler.config.prediction_type) == (20, "v_prediction")
+    monkeypatch.chdir(tmp_path / "run")  # the command on the card, in a clone of the model's repo
+    again = parse_args(["training_config.yaml"])
+    assert again.preset == "." and again.parts()[0]["out_channels"] == 2
+    assert (
+        "accelerate launch --num_processes 1 ../ddpm_hf/scripts/train.py training_config.yaml"
+        in Path("README.md").read_text()
+    )
+
+
+def test_a_preset_may_have_all_in_its_root(tmp_path):
+    """The layout of google/ddpm-*."""
+    UNet2DModel(**TINY_UNET).save_config(tmp_path)
+    DDIMScheduler(num_train_timesteps=20).save_config(tmp_path)
+    unet, scheduler = TrainConfig(str(tmp_path)).parts()
+    assert unet["sample_size"] == TINY_UNET["sample_size"] and scheduler["num_train_timesteps"] == 20
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("{", "one of its configs is no JSON object"),
+        ("[]", "one of its configs is no JSON object"),
+        ("{}", "must have the pixels of a side as its sample_size"),
+        ('{"sample_size": null}', "must have the pixels of a side as its sample_size"),
+    ],
+)
+def test_the_configs_of_no_unet_are_refused(tmp_path, capsys, config, message):
+    DDIMScheduler().save_config(tmp_path / "scheduler")
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text(config)
+    with pytest.raises(SystemExit):
+        parse_args(["--preset", str(tmp_path)])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"preset='{tmp_path}'" in error and message in error
+
+
+@pytest.mark.parametrize("name", list(config_module.PRESETS))
+def test_presets_build_and_end_in_noise(name):
+    from ddpm_hf import DDPMNoiseScheduler, DDPMUNet2DModel
+
+    preset = PRESETS[name]
+    with torch.device("meta"):
+        unet = DDPMUNet2DModel(**preset.unet)
+    assert preset.unet["sample_size"] % 2 ** (len(unet.down_blocks) - 1) == 0
+    learned = preset.scheduler.get("variance_type", "").startswith("learned")
+    assert unet.config.out_channels == unet.config.in_channels * (2 if learned else 1)
+    assert DDPMNoiseScheduler(**preset.scheduler).alphas_cumprod[-1] < 1e-3
+
+
+def test_the_test_data_is_real_and_balanced():
+    data = load_image_dataset(str(ASSETS / "idx"), num_channels=1, image_size=28)
+    assert data.images.dtype == torch.uint8 and data.labels.bincount().min() > 10
+
+
+def test_what_training_took_is_on_the_card_resumes_included(tmp_path):
+    folder = train(tiny(tmp_path, max_train_steps=3))
+    first = json.loads((folder / "train_results.json").read_text())
+    manifest = checkpoints.read_manifest(folder / "checkpoints" / "step-3")
+    assert 0 < manifest["seconds"] < first["train_runtime"] + 0.05
+    assert (first["train_steps"], first["train_samples"]) == (3, 24)
+    hour = manifest | {"seconds": 3600.0}
+    (folder / "checkpoints" / "step-3" / "state" / "manifest.json").write_text(json.dumps(hour))
+    train(tiny(tmp_path, resume=True))
+    second = json.loads((folder / "train_results.json").read_text())
+    assert second["train_samples"] == 48 and 3600 < second["train_runtime"] < 3900
+    card = (folder / "README.md").read_text()
+    assert "Training took 6" in card and f"6 steps on {second['hardware']}" in card
+
+
+def test_a_finished_run_is_pushed(tmp_path, remote, capsys):
+    train(tiny(tmp_path, max_train_steps=1, push_to_hub=True, hub_model_id="alice/run", hub_private_repo=True))
+    assert remote.repo("alice/run").private and set(remote.repo("alice/run").refs) == {"main", "stock"}
+    assert f"Pushed to {remote.endpoint}/alice/run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("token", "options", "message"),
+    [
+        (None, {}, "no token, or one that it does not know: .*HF_TOKEN"),
+        ("hf_wrong", {}, "no token, or one that it does not know: .*HF_TOKEN"),
+        ("hf_alice_read", {}, "role 'write'"),
+        ("hf_alice_read", {"hub_model_id": "alice/public"}, "role 'write'"),
+        ("hf_bob", {}, "check the owner"),
+        ("hf_alice", {"hub_model_id": "alice/public", "hub_private_repo": True}, "exists and is public"),
+        ("offline", {}, "offline mode is enabled"),
+    ],
+)
+def test_a_push_that_could_not_be_is_refused_before_the_run(tmp_path, remote, monkeypatch, token, options, message):
+    HfApi().create_repo("alice/public")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", token == "offline")
+    monkeypatch.setenv("HF_TOKEN", token or "")
+    with pytest.raises(hub.HubError, match=f"Could not push .*run to alice/.*{message}"):
+        train(tiny(tmp_path, **{"push_to_hub": True, "hub_model_id": "alice/run"} | options))
+    assert not (tmp_path / "run").exists() and list(remote.repos) == [("model", "alice/public")]
+
+
+def test_a_failed_push_keeps_the_run(tmp_path, remote, no_waiting, capsys):
+    """The run ends well, its model is whole, and the command that it names finishes the push."""
+    remote.fail("POST", "/commit/main", "drop", 10**6)
+    folder = train(tiny(tmp_path, max_train_steps=1, push_to_hub=True, hub_model_id="alice/run"))
+    told = capsys.readouterr().out
+    assert "Could not push" in told and f"scripts/push_to_hub.py {folder} --repo_id alice/run" in told
+    assert len(hub.load(folder)(1, num_inference_steps=2).images) == 1
+    assert len(remote.repo("alice/run").history("main")) == 1  # the Hub's own
+    remote.faults.clear()
+    hub.push(folder, "alice/run")
+    assert len(remote.repo("alice/run").history("main")) == 2
