@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: train test check app data
+.PHONY: train test check app data emoji
 .SECONDARY:
 
 # Train the quick model on FashionMNIST (six minutes on two idle CPU cores); run again, it goes on from its last checkpoint.
@@ -21,6 +21,12 @@ data: .venv/train
 	dpkg-deb -x dataset-fashion-mnist_*.deb . && rm -rf apt dataset-fashion-mnist_*.deb && cd .. && $(LOAD_DATA); } || { \
 	echo "make data: FashionMNIST is to be had from the Hub or as Debian's package dataset-fashion-mnist, and neither can be reached;" \
 	  "set FASHION_MNIST_DIR to a folder with its four IDX files." >&2; exit 1; }
+
+# Emoji with captions and a held-out tenth of their names, for text: .data/emoji, from two packages of npm.
+emoji: .data/emoji
+
+.data/emoji: | .venv/train
+	$(BIN)/python scripts/prepare_emoji.py $@
 
 test: .venv/dev
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
