@@ -13,8 +13,8 @@ from pathlib import Path
 from parts import default_of_as_many_parameters
 
 from ddpm_hf import DDPMNoiseScheduler, DDPMUNet2DModel
-from ddpm_hf.training import train
-from ddpm_hf.training.config import TrainConfig
+from ddpm_hf.training import TrainConfig, train
+from ddpm_hf.training.presets import find_preset
 
 STEPS = 940  # half an epoch
 
@@ -22,7 +22,8 @@ if __name__ == "__main__":
     output = Path(sys.argv[1])
     options = {"max_train_steps": STEPS, "validation_steps": STEPS, "num_validation_images": 2000, "report_to": "none"}
     ours = TrainConfig("fashion-mnist", output_dir=str(output / "ours"), resume=True, **options)
-    unet, scheduler = ours.parts()
+    preset = ours.choose(find_preset(ours.preset))
+    unet, scheduler = preset.unet, preset.scheduler
     theirs = default_of_as_many_parameters(DDPMUNet2DModel(**unet, num_class_embeds=11).num_parameters())
     theirs.register_to_config(num_class_embeds=11)
     theirs.save_config(output / "default_blocks" / "unet")

@@ -15,6 +15,23 @@ def mixed_key(seed: int, position: int) -> int:
     return (z ^ (z >> 31)) >> 1
 
 
+def draw(
+    x_0: torch.Tensor, positions: torch.Tensor, seed: int, num_train_timesteps: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """For each sample of a batch: t int64 (B,), noise like x_0 (B, C, H, W), and u in [0, 1) (B,) to decide on its condition.
+
+    positions: int64 (B,) on the CPU, each sample's number in the whole run.
+    """
+    generator = torch.Generator(x_0.device)
+    noise, uniform = torch.empty_like(x_0), x_0.new_empty(len(x_0), 2, dtype=torch.float64)
+    for i, position in enumerate(positions.tolist()):
+        generator.manual_seed(mixed_key(seed, position))
+        uniform[i].uniform_(generator=generator)
+        noise[i].normal_(generator=generator)
+    t = (uniform[:, 0] * num_train_timesteps).long()
+    return t, noise, uniform[:, 1]
+
+
 def is_flipped(seed: int | None, position: int) -> bool:
     """A fair coin that depends on nothing but (seed, position); never heads for the seed None."""
     return seed is not None and hashlib.blake2b(f"flip {seed} {position}".encode(), digest_size=1).digest()[0] % 2 == 1

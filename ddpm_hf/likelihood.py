@@ -73,22 +73,22 @@ class Bound:
 
 @torch.no_grad()
 def variational_bound(
-    model,
+    denoise,
     scheduler,
     x_0: torch.Tensor,
     indices: torch.Tensor,
-    class_labels: torch.Tensor | None = None,
+    condition: dict[str, torch.Tensor] | None = None,
     num_timesteps: int | None = None,
     seed: int = 0,
 ) -> Bound:
-    """The bound of one batch under `model` and the chain of `scheduler`.
+    """The bound of one batch under a network and the chain of `scheduler`.
 
     Args:
-        model: called as model(x_t, timesteps, class_labels=...).sample in its own dtype; put it in eval mode first.
+        denoise: denoise(x_t, t, condition) -> the network's output, as `DDPMImagePipeline.denoise`; put the network in eval mode first.
         scheduler: a DDPMNoiseScheduler; clipping of x_0 (as in the paper) and the variance of p are as configured.
         x_0: 8-bit images in [-1, 1], float (B, C, H, W), on the model's device.
         indices: each image's number in its data set, int64 (B,): with `seed` the key of its noise.
-        class_labels: int64 (B,) for a class-conditional model.
+        condition: keyword tensors of the network, batch first, as `DDPMImagePipeline.encode` makes them.
         num_timesteps: how many timesteps are evaluated for each image; None is all of them, the exact sum.
         seed: of noise and timesteps, 0 or above.
 
@@ -106,13 +106,12 @@ def variational_bound(
     chain = scheduler.timesteps.flip(0).cpu()  # ascending: position 0 is the decoder's
     strata = split_chain(len(chain), num_timesteps)
     timesteps = torch.stack([chain[draw_positions(strata, seed, int(i))] for i in indices])
-    condition = {} if class_labels is None else {"class_labels": class_labels}
     terms = []
     for column in timesteps.T:
         draws = [draw_noise(x_0.shape[1:], seed, int(i), int(t)) for i, t in zip(indices, column)]
         noise, t = torch.stack(draws).to(x_0.device), column.to(x_0.device)
         x_t = scheduler.add_noise(x_0, noise, t)
-        model_output = model(x_t.to(getattr(model, "dtype", x_t.dtype)), t, **condition).sample
+        model_output = denoise(x_t, t, condition or {})
         terms.append(bound_term(scheduler, model_output, x_0, x_t, t).cpu())
     return Bound(
         prior=prior_term(scheduler, x_0).cpu(),

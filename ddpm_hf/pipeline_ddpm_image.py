@@ -1,27 +1,32 @@
 """Algorithm 2 of DDPM (Ho et al. 2020, arXiv:2006.11239), and its result as images.
 
-    x_T ~ N(0, I);  for t = T..1:  x_{t-1} ~ p(x_{t-1} | x_t)  =  scheduler.step(unet(x_t, t), t, x_t);  x_0 -> uint8
+    x_T ~ N(0, I);  for t = T..1:  x_{t-1} ~ p(x_{t-1} | x_t)  =  scheduler.step(denoise(x_t, t, condition), t, x_t);  x_0 -> uint8
 
-With class labels, classifier-free guidance (arXiv:2207.12598 Eq. 6, in the form diffusers uses): out = null + scale * (class - null).
-Takes what `diffusers.DDPMPipeline` takes, in its order, then ours, and any U-Net and scheduler of diffusers. Stands alone: every model has a copy.
+A condition is a dict of keyword tensors for the network, batch first. `encode` makes it from the user's words, `null` is its null, which
+guidance subtracts, and `denoise` calls the network: training, likelihood and evaluation go through these three as well.
+Classifier-free guidance (arXiv:2207.12598 Eq. 6, in the form diffusers uses): out = null + scale * (given - null).
+
+Takes what `diffusers.DDPMPipeline` takes, in its order, then ours; any network and any scheduler of diffusers. The file stands alone: every
+saved model has a copy.
 """
 
+import copy
 import inspect
 import json
 import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Optional
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin, UNet2DModel
+from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
-DEFAULT_NUM_INFERENCE_STEPS = 25  # of second order, with eta=1; `scripts/evaluate.py --sweep` tells what more bring
+Condition = dict[str, torch.Tensor]  # keyword arguments of the network, batch first
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -38,8 +43,13 @@ class DDPMImagePipeline(DiffusionPipeline):
     """Images from noise.
 
     Args:
-        unet, scheduler: ours or diffusers'; the U-Net predicts what the scheduler expects from x_t, t and a class label, if it has any.
+        unet: the network, ours, diffusers' or any other ModelMixin that is called as (x_t, t, class_labels=...) and has sample_size and
+            in_channels in its config.
+        scheduler: ours or diffusers'; the network predicts what it expects.
         id2label: names of the classes; a label beyond them is the null label of classifier-free guidance.
+        sampling: how the model wants to be sampled, any of {"num_inference_steps": int, "eta": float, "solver_order": int,
+            "guidance_scale": float}. It is saved with the model, and holds where a call names no others. Without it a call does what
+            `DDPMPipeline` does.
     """
 
     model_cpu_offload_seq = "unet"
@@ -48,25 +58,94 @@ class DDPMImagePipeline(DiffusionPipeline):
     interrupt = property(lambda self: self._interrupt)  # as in diffusers' pipelines: a callback sets the attribute
 
     # Optional: diffusers before 0.37 reads these annotations, and not `dict | None`.
-    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, id2label: Optional[dict] = None):  # noqa: UP045
+    def __init__(
+        self,
+        unet: ModelMixin,
+        scheduler: SchedulerMixin,
+        id2label: Optional[dict] = None,  # noqa: UP045
+        sampling: Optional[dict] = None,  # noqa: UP045
+    ):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
-        self.id2label = {int(label): name for label, name in (id2label or {}).items()}
-        self.register_to_config(id2label=self.id2label or None)
+        self.id2label = dict(sorted((int(label), name) for label, name in (id2label or {}).items()))
+        self.sampling = _check_sampling(sampling or {})
+        self.register_to_config(id2label=self.id2label or None, sampling=self.sampling or None)
+
+    # ------------------------------------------------------------------ a condition
+
+    @property
+    def num_labels(self) -> int | None:
+        """How many class labels the network knows, a null label included; None for a network without classes."""
+        config = self.unet.config
+        if config.get("num_embeds_ada_norm") is not None:  # DiT's: its table has a null label beyond them
+            return config["num_embeds_ada_norm"] + 1
+        return config.get("num_class_embeds")
 
     @property
     def null_label(self) -> int | None:
         """The label that means "no class": the last one, where `id2label` names the classes and the model has more labels."""
-        num_labels = self.unet.config.num_class_embeds
+        num_labels = self.num_labels
         return num_labels - 1 if num_labels is not None and num_labels > len(self.id2label) > 0 else None
 
-    def get_label_ids(self, names: str | Sequence[str]) -> list[int]:
-        """Labels of class names, e.g. ["Sneaker", "Bag"] -> [7, 8]; case does not matter."""
-        known = {name.lower(): label for label, name in self.id2label.items()}
-        names = [names] if isinstance(names, str) else list(names)
-        if unknown := [name for name in names if name.lower() not in known]:
-            raise ValueError(f"class_labels={unknown}: this model knows {list(self.id2label.values())}.")
-        return [known[name.lower()] for name in names]
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """The arguments of `encode` that this model is conditioned on."""
+        return () if self.num_labels is None else ("class_labels",)
+
+    def encode(
+        self, class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None, batch_size: int | None = None
+    ) -> Condition:
+        """The condition of `batch_size` images, on the pipeline's device.
+
+        Args:
+            class_labels: a label or name for all images, or one for each; None is the null label.
+            batch_size: None is the number of labels.
+
+        Raises:
+            ValueError: the model does not know this label, or no label at all.
+        """
+        labels = self._labels(class_labels)
+        if self.num_labels is None:
+            return {}
+        if labels is None:
+            labels = torch.tensor(self._need_null("class_labels=None"))
+        labels = labels.expand(len(labels) if batch_size is None else batch_size)
+        return {"class_labels": labels.to(self._execution_device, non_blocking=True)}
+
+    def null(self, condition: Condition) -> Condition:
+        """The null of a condition, of the same shape and dtype: what the model was trained to take for "not told".
+
+        Raises:
+            ValueError: the model has none.
+        """
+        if not condition:
+            return {}
+        return {"class_labels": torch.full_like(condition["class_labels"], self._need_null("class_labels"))}
+
+    def denoise(
+        self, x_t: torch.Tensor, t: torch.Tensor | int, condition: Condition, network: torch.nn.Module | None = None
+    ) -> torch.Tensor:
+        """The network's output for x_t (B, C, H, W) at t, () or (B,): (B, C', H, W) float32, C' = 2C with a learned variance.
+
+        network: what is called in place of `unet`: the same network under a wrapper (DDP, `torch.compile`), or another average of it.
+        """
+        network = self.unet if network is None else network
+        t = torch.as_tensor(t, device=x_t.device).reshape(-1)
+        return network(x_t.to(self.unet.dtype), t, **condition, return_dict=False)[0].float()
+
+    def _guided(
+        self, x_t: torch.Tensor, t: torch.Tensor, both: Condition, scale: float, rescale: float
+    ) -> torch.Tensor:
+        """`denoise` under guidance, in one call. both: the condition of the B images, then their null."""
+        output = self.denoise(x_t.repeat(2, 1, 1, 1), t, both)
+        given, null = output[:, : x_t.shape[1]].chunk(2)  # learned variance channels are not guided
+        guided = null + scale * (given - null)  # Eq. 6
+        if rescale > 0:
+            ratio = given.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)
+            guided = guided * (rescale * ratio + 1 - rescale)
+        return torch.cat([guided, output[: len(guided), x_t.shape[1] :]], dim=1)
+
+    # ------------------------------------------------------------------ Algorithm 2
 
     @torch.no_grad()
     def __call__(
@@ -77,7 +156,7 @@ class DDPMImagePipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
         class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | None = None,
         guidance_rescale: float = 0.0,
         eta: float | None = None,
         latents: torch.Tensor | None = None,
@@ -91,72 +170,70 @@ class DDPMImagePipeline(DiffusionPipeline):
         Args:
             batch_size: number of images; a list of class_labels gives it as well.
             generator: one for the whole batch, or a list with one for each image, whose picture then depends on its own generator only.
-            num_inference_steps: None is the fast default: 25 steps, ancestral and of second order; a number alone is the scheduler's rule.
-            output_type: "pil", "np" (B, H, W, C) or "pt" (B, C, H, W), both float32 in [0, 1].
+            num_inference_steps: None is the number saved with the model, or else 1000. The saved eta and solver_order belong to the saved
+                number: with another number, eta or solver_order those that are not named are the scheduler's own.
+            output_type: "pil", "np" (B, H, W, C) or "pt" (B, C, H, W), both float32 in [0, 1], or "latent": x_0 as it is.
             class_labels: a label or name for all images, or one for each; None is unconditional.
-            guidance_scale: 1 is plain conditional sampling, more is more typical of the class.
+            guidance_scale: 1 is plain conditional sampling, more is more typical of the class. None is the one saved with the model.
             guidance_rescale: 0 to 1, how much of the guided output's deviation is put back to the unguided one's (arXiv:2305.08891, Section 3.4).
             eta: None is the scheduler's own rule (ours is ancestral, as in the paper); 0 is DDIM, 1 DDPM, for schedulers whose step takes it.
                 A DDIM step's noise goes by the clipped x_0: diffusers' `use_clipped_model_output=True`.
             latents: the initial noise x_T, (B, C, H, W), instead of a draw.
-            autocast: run the U-Net in bfloat16; None: only a float32 one in the fast default, where the hardware has bfloat16. False is the reference.
-            callback_on_step_end: called as f(pipe, step_index, t, tensors) after each step, under the U-Net's autocast; a dict with "latents" that it returns replaces them. `pipe._interrupt = True` stops the loop.
-            solver_order: 2 lets a step of our scheduler look back at the one before (DPM-Solver++ 2M); None: 1, but 2 in the fast default without eta.
+            autocast: run the network in bfloat16; None: a float32 one, for the saved number of steps, where the hardware has bfloat16.
+                False is the reference.
+            callback_on_step_end: called as f(pipe, step_index, t, tensors) after each step, under the network's autocast; a dict with "latents"
+                that it returns replaces them. `pipe._interrupt = True` stops the loop.
+            solver_order: 2 lets a step of our scheduler look back at the one before (DPM-Solver++ 2M); None is 1.
         """
         if isinstance(generator, list) and len(generator) == 1:  # as diffusers takes it
             (generator,) = generator
         labels = self._labels(class_labels)
         batch_size = self._batch_size(batch_size, labels, generator, latents)
-        labels = self._broadcast_labels(labels, batch_size, guidance_scale)
+        condition = self.encode(labels, batch_size)
+        guidance_scale = self._guidance_scale(guidance_scale, labels)
+        steps, eta, solver_order, autocast = self._resolve_sampling(num_inference_steps, eta, solver_order, autocast)
         self._check_options(output_type, guidance_rescale, eta, solver_order, callback_on_step_end_tensor_inputs)
         device = self._execution_device
-        if num_inference_steps is None:  # the fast default
-            num_inference_steps = min(DEFAULT_NUM_INFERENCE_STEPS, len(self.scheduler))
-            if eta is None:
-                eta, order = (1.0, 2) if "previous_original_sample" in self._step_takes else (0.0, 1)
-                solver_order = solver_order or order
-            if autocast is None:
-                autocast = self.unet.dtype == torch.float32 and has_bfloat16(device)
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        options = self._step_options(generator, eta)
+        scheduler = copy.copy(self.scheduler)  # each call has a chain of its own
+        scheduler.set_timesteps(steps, device=device)
+        options, drops_variance = self._step_options(generator, eta), not _knows_variance(scheduler)
         latents = self._initial_noise(batch_size, generator, latents, device)
+        if guidance_scale != 1:
+            condition = {name: torch.cat([condition[name], null]) for name, null in self.null(condition).items()}
         self._interrupt = False
         with torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext():  # casts the weights once
-            for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
-                x_t = self.scheduler.scale_model_input(latents, t)
-                output = self._predict(x_t, t, labels, guidance_scale, guidance_rescale)
-                step = self.scheduler.step(output, t, latents, **options)
+            for i, t in enumerate(self.progress_bar(scheduler.timesteps)):
+                x_t = scheduler.scale_model_input(latents, t)
+                if guidance_scale == 1:
+                    output = self.denoise(x_t, t, condition)
+                else:
+                    output = self._guided(x_t, t, condition, guidance_scale, guidance_rescale)
+                output = output[:, : x_t.shape[1]] if drops_variance else output
+                step = scheduler.step(output, t, latents, **options)
                 latents = step.prev_sample
                 if solver_order == 2:  # a copy: a callback may write to its own
                     options["previous_original_sample"] = step.pred_original_sample.clone()
                 if callback_on_step_end is not None:
                     tensors = {"latents": latents, "pred_original_sample": getattr(step, "pred_original_sample", None)}
                     tensors = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                    latents = (callback_on_step_end(self, i, t, tensors) or {}).get("latents", latents)
+                    latents = _replaced(callback_on_step_end(self, i, t, tensors), latents)
                     if latents.shape != x_t.shape:  # nothing to look back at
                         options.pop("previous_original_sample", None)
                 if self.interrupt:
                     break
 
-        images = (latents / 2 + 0.5).clamp(0, 1)
-        if output_type != "pt":
-            images = images.cpu().permute(0, 2, 3, 1).float().numpy()
-            images = self.numpy_to_pil(images) if output_type == "pil" else images
+        images = self._to_images(latents, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _predict(self, x_t, t, labels, guidance_scale: float, guidance_rescale: float) -> torch.Tensor:
-        """The U-Net's output for x_t (B, C, H, W), float32; with labels (2 B,), guided in one batched call."""
-        given, copies = ((), 1) if labels is None else ((labels,), len(labels) // len(x_t))
-        output = self.unet(x_t.repeat(copies, 1, 1, 1).to(self.unet.dtype), t, *given, return_dict=False)[0].float()
-        if copies == 1:
-            return output
-        cond, null = output[:, : x_t.shape[1]].chunk(2)  # learned variance channels are not guided
-        guided = null + guidance_scale * (cond - null)
-        if guidance_rescale > 0:
-            ratio = cond.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)
-            guided = guided * (guidance_rescale * ratio + 1 - guidance_rescale)
-        return torch.cat([guided, output[: len(guided), x_t.shape[1] :]], dim=1)
+    def _to_images(self, x_0: torch.Tensor, output_type: str):
+        if output_type == "latent":
+            return x_0
+        images = (x_0 / 2 + 0.5).clamp(0, 1)
+        if output_type == "pt":
+            return images
+        images = images.cpu().permute(0, 2, 3, 1).float().numpy()
+        return self.numpy_to_pil(images) if output_type == "pil" else images
 
     # ------------------------------------------------------------------ arguments
 
@@ -165,10 +242,48 @@ class DDPMImagePipeline(DiffusionPipeline):
         """The arguments that this scheduler's step knows."""
         return inspect.signature(self.scheduler.step).parameters
 
+    def _resolve_sampling(self, num_inference_steps, eta, solver_order, autocast) -> tuple:
+        """Steps, eta, solver_order and autocast: as named, else as saved, else as the scheduler does by itself."""
+        saved = self.sampling
+        steps = saved.get("num_inference_steps", 1000) if num_inference_steps is None else num_inference_steps
+        if num_inference_steps is None:
+            steps = min(steps, len(self.scheduler))
+        elif not isinstance(steps, Integral) or isinstance(steps, bool) or steps < 1:
+            raise ValueError(f"num_inference_steps={steps!r} must be a whole number of at least 1.")
+        is_saved_number = bool(saved) and steps == min(saved.get("num_inference_steps", 0), len(self.scheduler))
+        rule = {"eta": saved.get("eta"), "solver_order": saved.get("solver_order")}
+        named = {"eta": eta, "solver_order": solver_order}
+        is_saved_rule = all(value is None or value == rule[name] for name, value in named.items())
+        if is_saved_number and is_saved_rule and "previous_original_sample" in self._step_takes:
+            eta, solver_order = rule["eta"], rule["solver_order"]
+        if autocast is None:
+            bfloat16 = has_bfloat16(self._execution_device)
+            autocast = is_saved_number and self.unet.dtype == torch.float32 and bfloat16
+        return steps, eta, solver_order, autocast
+
+    def _guidance_scale(self, guidance_scale: float | None, labels) -> float:
+        if guidance_scale is None:
+            can_guide = labels is not None and self.null_label is not None
+            return self.sampling.get("guidance_scale", 1.0) if can_guide else 1.0
+        if not (isinstance(guidance_scale, Real) and 0 <= guidance_scale < float("inf")):
+            raise ValueError(f"guidance_scale={guidance_scale!r} must be a number of at least 0.")
+        if guidance_scale != 1:
+            if labels is None:
+                raise ValueError(f"guidance_scale={guidance_scale} needs class_labels to guide to.")
+            self._need_null(f"guidance_scale={guidance_scale}")
+        return guidance_scale
+
+    def _need_null(self, wanting: str) -> int:
+        if self.null_label is None:
+            raise ValueError(
+                f"{wanting}: this model has no null label; name a class for each image, guidance_scale=1."
+            )
+        return self.null_label
+
     def _check_options(self, output_type, guidance_rescale, eta, solver_order, callback_tensors) -> None:
         name, looks_back = type(self.scheduler).__name__, "previous_original_sample" in self._step_takes
-        if output_type not in ("pil", "np", "numpy", "pt"):
-            raise ValueError(f"output_type={output_type!r}: choose 'pil', 'np' or 'pt'.")
+        if output_type not in ("pil", "np", "numpy", "pt", "latent"):
+            raise ValueError(f"output_type={output_type!r}: choose 'pil', 'np', 'pt' or 'latent'.")
         for option, value in {"eta": eta, "guidance_rescale": guidance_rescale}.items():
             if not 0 <= (value or 0) <= 1:
                 raise ValueError(f"{option}={value} must be from 0 to 1.")
@@ -185,22 +300,43 @@ class DDPMImagePipeline(DiffusionPipeline):
             raise ValueError(
                 f"unet.config.class_embed_type={kind!r}: this pipeline takes labels of a table alone (None)."
             )
-        num_labels = self.unet.config.num_class_embeds
         if class_labels is None:
             return None
-        if num_labels is None:
+        if self.num_labels is None:
             raise ValueError(f"class_labels={class_labels}: this model was trained without class labels.")
         if isinstance(class_labels, str):
             class_labels = self.get_label_ids(class_labels)[0]
         elif not isinstance(class_labels, Integral | torch.Tensor):
             class_labels = [self.get_label_ids(c)[0] if isinstance(c, str) else c for c in class_labels]
-        labels = torch.as_tensor(class_labels, dtype=torch.int64)
-        if labels.numel() == 0 or labels.min() < 0 or labels.max() >= num_labels:
-            raise ValueError(f"class_labels={class_labels}: this model has labels 0 to {num_labels - 1}.")
-        return labels.to(self._execution_device)
+        labels = torch.as_tensor(class_labels)
+        is_whole = not labels.is_floating_point() and not labels.is_complex() and labels.dtype != torch.bool
+        if (
+            labels.numel() == 0
+            or labels.ndim > 1
+            or not is_whole
+            or labels.min() < 0
+            or labels.max() >= self.num_labels
+        ):
+            raise ValueError(
+                f"class_labels={class_labels}: give one label or a list; this model has labels 0 to {self.num_labels - 1}."
+            )
+        return labels.long()
+
+    def get_label_ids(self, names: str | Sequence[str]) -> list[int]:
+        """Labels of class names, e.g. ["Sneaker", "Bag"] -> [7, 8]; case does not matter where it makes no difference."""
+        names = [names] if isinstance(names, str) else list(names)
+        exact = {name: label for label, name in self.id2label.items()}
+        lower = {name.lower(): label for name, label in exact.items()}
+        folded = {} if len(lower) < len(exact) else lower
+        found = [exact.get(name, folded.get(name.lower())) for name in names]
+        if unknown := [name for name, label in zip(names, found) if label is None]:
+            raise ValueError(f"class_labels={unknown}: this model knows {list(self.id2label.values())}.")
+        return found
 
     def _batch_size(self, batch_size: int, labels, generator, latents) -> int:
         """The one number of images that all arguments agree on."""
+        if not isinstance(generator, torch.Generator | list | None):
+            raise ValueError(f"generator={generator!r} must be a torch.Generator, or a list with one for each image.")
         given = {"class_labels": labels if labels is not None and labels.ndim else None, "latents": latents}
         given["generator"] = generator if isinstance(generator, list) else None
         counts = {name: len(value) for name, value in given.items() if value is not None}
@@ -209,21 +345,6 @@ class DDPMImagePipeline(DiffusionPipeline):
         if batch_size < 1 or any(count != batch_size for count in counts.values()):
             raise ValueError(f"batch_size={batch_size} must be at least 1 and agree with the lengths of {counts}.")
         return batch_size
-
-    def _broadcast_labels(self, labels: torch.Tensor | None, batch_size: int, guidance_scale: float):
-        """Labels (B,) of the images, None where not used; with guidance, null labels for them follow."""
-        if labels is None:
-            if guidance_scale != 1:
-                raise ValueError(f"guidance_scale={guidance_scale} needs class_labels to guide to.")
-            if self.unet.config.num_class_embeds is None:
-                return None
-        elif guidance_scale == 1:
-            return labels.expand(batch_size)
-        if self.null_label is None:
-            need = "class_labels=None" if labels is None else f"guidance_scale={guidance_scale}"
-            raise ValueError(f"{need}: this model has no null label; name a class for each image, guidance_scale=1.")
-        null = torch.full((batch_size,), self.null_label, device=self._execution_device)
-        return null if labels is None else torch.cat([labels.expand(batch_size), null])
 
     def _initial_noise(self, batch_size: int, generator, latents, device: torch.device) -> torch.Tensor:
         if latents is None:
@@ -248,13 +369,13 @@ class DDPMImagePipeline(DiffusionPipeline):
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "DDPMImagePipeline":
         """Load a folder or a Hub repo, ours or stock, as the installed package's classes: no code of the repo is run.
 
-        kwargs: `revision`, `token`, `dtype`, `local_files_only`, ... of `DiffusionPipeline.from_pretrained`; `unet`, `scheduler` and
-        `id2label` replace a part. The copy of this file in a saved model knows no installed classes and loads as diffusers does.
+        kwargs: `revision`, `token`, `dtype`, `local_files_only`, ... of `DiffusionPipeline.from_pretrained`; `unet`, `scheduler`,
+        `id2label` and `sampling` replace a part. The copy of this file in a saved model knows no installed classes and loads as diffusers does.
         """
         if not cls.component_classes:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         parts = {name: kwargs.pop(name, None) for name in ("unet", "scheduler")}
-        id2label = kwargs.pop("id2label", None)
+        told = {name: kwargs.pop(name, None) for name in ("id2label", "sampling")}
         kwargs.pop("trust_remote_code", None)
         for name in {"dtype", "torch_dtype"} & kwargs.keys():
             if isinstance(kwargs[name], dict):  # of parts, as diffusers takes it
@@ -277,14 +398,15 @@ class DDPMImagePipeline(DiffusionPipeline):
                 part_class.load_config(pretrained_model_name_or_path, subfolder=name, **hub_options)
                 options["subfolder"] = name
             parts[name] = part_class.from_pretrained(pretrained_model_name_or_path, **options)
-        pipeline = cls(**parts, id2label=index.get("id2label") if id2label is None else id2label)
+        told = {name: index.get(name) if value is None else value for name, value in told.items()}
+        pipeline = cls(**parts, **told)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipeline
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> "DDPMImagePipeline":
         """This class around the parts of another pipeline; diffusers would look for a U-Net of exactly the annotated class."""
-        parts = {"unet": pipeline.unet, "id2label": getattr(pipeline, "id2label", None)}
+        parts = {"unet": pipeline.unet, **{name: getattr(pipeline, name, None) for name in ("id2label", "sampling")}}
         return super().from_pipe(pipeline, **(parts | kwargs))
 
     def save_config(self, save_directory, push_to_hub: bool = False, **kwargs) -> None:
@@ -302,3 +424,36 @@ class DDPMImagePipeline(DiffusionPipeline):
             module, class_name = index[name]
             index[name] = [module.rpartition(".")[2], class_name]
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
+
+
+SAMPLING = {"num_inference_steps": (Integral, 1, 10**6), "eta": (Real, 0, 1), "solver_order": (Integral, 1, 2)}
+SAMPLING |= {"guidance_scale": (Real, 0, 10**6)}  # word -> type, least and most
+
+
+def _check_sampling(sampling: dict) -> dict:
+    for name, value in sampling.items():
+        kind, least, most = SAMPLING.get(name, (str, "", ""))
+        if (
+            name not in SAMPLING
+            or isinstance(value, bool)
+            or not isinstance(value, kind)
+            or not least <= value <= most
+        ):
+            allowed = {word: f"{low} to {high}" for word, (_, low, high) in SAMPLING.items()}
+            raise ValueError(f"sampling has {name}={value!r}: allowed are {allowed}.")
+    return dict(sampling)
+
+
+def _knows_variance(scheduler) -> bool:
+    """Whether the scheduler's step takes the channels of a learned variance: ours and `DDPMScheduler`."""
+    own = getattr(scheduler, "_get_variance", None)
+    return own is not None and "predicted_variance" in inspect.signature(own).parameters
+
+
+def _replaced(returned: dict | None, latents: torch.Tensor) -> torch.Tensor:
+    """The latents that a callback wants, or those that are there."""
+    if not isinstance(returned, dict | None):
+        raise ValueError(
+            f"callback_on_step_end returned a {type(returned).__name__}: return None or a dict with 'latents'."
+        )
+    return (returned or {}).get("latents", latents)

@@ -118,7 +118,7 @@ def main(config: ClassifierConfig) -> None:
         eval_dataset=test,
         data_collator=lambda batch: {
             "pixel_values": to_pixel_values(batch["x_0"], size),
-            "labels": batch["labels"],
+            "labels": batch["class_labels"],
         },
         compute_metrics=lambda seen: {"accuracy": (seen.predictions.argmax(axis=1) == seen.label_ids).mean().item()},
     )

@@ -273,15 +273,14 @@ class SamplingService:
     def noise_and_guess(self, x_0: torch.Tensor, timestep: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         """x_0 (1, C, H, W) -> x_t of the scheduler's forward process, and the x_0 the model predicts from it, untold of
         its class. Runs beside the worker: it is one evaluation."""
-        scheduler, unet = self.pipe.scheduler, self.pipe.unet
+        pipe, scheduler, device = self.pipe, self.pipe.scheduler, self.pipe.device
         check_range("timestep", timestep, 0, self.num_timesteps - 1, int)
-        x_0 = x_0.to(unet.device)
-        noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(seed)).to(unet.device)
-        timesteps = torch.tensor([timestep], device=unet.device)
+        x_0 = x_0.to(device)
+        noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(seed)).to(device)
+        timesteps = torch.tensor([timestep], device=device)
         x_t = scheduler.add_noise(x_0, noise, timesteps)
-        label_ids = self._label_ids([None if self.has_null_label else self.class_names[0]])
-        labels = None if label_ids is None else torch.tensor(label_ids, device=unet.device)
-        return x_t, scheduler.predict_x_0(unet(x_t, timesteps, class_labels=labels).sample, timesteps, x_t)
+        condition = pipe.encode(None if self.has_null_label else self.class_names[0], batch_size=1)
+        return x_t, scheduler.predict_x_0(pipe.denoise(x_t, timesteps, condition), timesteps, x_t)
 
     def _label_ids(self, names: list[str | None]) -> list[int] | None:
         if not self.class_names:

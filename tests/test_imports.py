@@ -11,12 +11,11 @@ HUB_FILES = {"modeling_ddpm_unet", "scheduling_ddpm_noise", "pipeline_ddpm_image
 GROUND_FLOOR = HUB_FILES | {"objective", "likelihood", "keys", "images", "hardware"}
 # Wing or module of the ground floor -> those that it imports. Arrows go down only.
 ARROWS = {
-    "evaluation": {"hub", "data", "likelihood", "images", "keys", "hardware", "pipeline_ddpm_image"}
-    | {"scheduling_ddpm_noise"},
-    "training": {"hub", "data", "objective", "likelihood", "images", "keys", "hardware"} | HUB_FILES,
+    "evaluation": {"hub", "data", "likelihood", "images", "keys", "hardware", "scheduling_ddpm_noise"},
+    "training": {"hub", "data", "objective", "images", "keys", "hardware"} | HUB_FILES,
     "hub": {"pipeline_ddpm_image"},
     "data": {"images", "keys"},
-    "objective": {"keys"},
+    "objective": {"likelihood"},
     "likelihood": {"keys"},
     "hardware": {"pipeline_ddpm_image"},
     "images": set(),

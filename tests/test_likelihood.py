@@ -1,7 +1,6 @@
 """The variational bound against Gaussian data, whose exact denoiser and expected bound are known in closed form."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -40,14 +39,14 @@ class ExactDenoiser:
     def __init__(self, prediction_type="epsilon", variance_type="fixed_small"):
         self.prediction_type, self.variance_type = prediction_type, variance_type
 
-    def __call__(self, x_t, timesteps):
+    def __call__(self, x_t, timesteps, condition):
         abar = torch.from_numpy(ALPHAS_CUMPROD)[timesteps].view(-1, 1, 1, 1)
         x_0 = torch.stack([exact_x_0(x, int(t)) for x, t in zip(x_t, timesteps)])
         noise = (x_t - abar**0.5 * x_0) / (1 - abar) ** 0.5
         output = {"epsilon": noise, "sample": x_0, "v_prediction": abar**0.5 * noise - (1 - abar) ** 0.5 * x_0}
         output = output[self.prediction_type]
         extra = variance_channels(self.variance_type, x_t)
-        return SimpleNamespace(sample=output if extra is None else torch.cat([output, extra], dim=1))
+        return output if extra is None else torch.cat([output, extra], dim=1)
 
 
 def gaussian_images(n: int, seed: int = 0) -> torch.Tensor:
@@ -183,8 +182,8 @@ def test_clipping_follows_the_scheduler():
     """A model that overshoots is clipped by clip_sample, as in the paper, and pays for it otherwise."""
 
     class Overshoots(ExactDenoiser):
-        def __call__(self, x_t, timesteps):
-            return SimpleNamespace(sample=torch.full_like(x_t, 3.0))
+        def __call__(self, x_t, timesteps, condition):
+            return torch.full_like(x_t, 3.0)
 
     x_0, indices = torch.ones(2, *SHAPE, dtype=torch.float64), torch.arange(2)
     clipped = variational_bound(Overshoots(), make_scheduler(prediction_type="sample", clip_sample=True), x_0, indices)
@@ -219,12 +218,12 @@ def test_class_labels_reach_the_model():
     seen = []
 
     class Conditional(ExactDenoiser):
-        def __call__(self, x_t, timesteps, class_labels):
-            seen.append(class_labels.tolist())
-            return super().__call__(x_t, timesteps)
+        def __call__(self, x_t, timesteps, condition):
+            seen.append(condition["class_labels"].tolist())
+            return super().__call__(x_t, timesteps, condition)
 
     variational_bound(
-        Conditional(), make_scheduler(), gaussian_images(2), torch.arange(2), torch.tensor([4, 2]), num_timesteps=3
+        Conditional(), make_scheduler(), gaussian_images(2), torch.arange(2), {"class_labels": torch.tensor([4, 2])}, 3
     )
     assert seen == [[4, 2]] * 3
 

@@ -1,5 +1,6 @@
 """The pipeline against `diffusers.DDPMPipeline`, then labels, guidance, generators and the rest of its arguments."""
 
+import ast
 import inspect
 import json
 import shutil
@@ -21,12 +22,13 @@ from diffusers import (
 )
 from diffusers.configuration_utils import register_to_config
 from PIL import Image
-from tiny import TINY_UNET
+from tiny import ROOT, TINY_UNET
 
 from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel
 from ddpm_hf.pipeline_ddpm_image import has_bfloat16
 
 NAMES = {0: "T-shirt", 1: "Trouser", 2: "Bag"}
+FAST = {"num_inference_steps": 25, "eta": 1.0, "solver_order": 2}
 
 
 def make_unet(kind=DDPMUNet2DModel, **config):
@@ -34,18 +36,19 @@ def make_unet(kind=DDPMUNet2DModel, **config):
     return kind(**(TINY_UNET | config)).eval()
 
 
-def make_pipeline(unet=None, scheduler=None, id2label=None, **config) -> DDPMImagePipeline:
-    pipe = DDPMImagePipeline(unet or make_unet(**config), scheduler or DDPMNoiseScheduler(), id2label)
+def make_pipeline(unet=None, scheduler=None, id2label=None, sampling=None, **config) -> DDPMImagePipeline:
+    pipe = DDPMImagePipeline(unet or make_unet(**config), scheduler or DDPMNoiseScheduler(), id2label, sampling)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 @pytest.fixture
 def labelled():
-    """Three classes and a null label; counts the calls of its U-Net."""
+    """Three classes and a null label; keeps (x_t, class_labels) of each call of its U-Net."""
     pipe = make_pipeline(num_class_embeds=4, id2label=NAMES)
     pipe.calls = []
-    pipe.unet.register_forward_pre_hook(lambda module, args: pipe.calls.append(args))
+    keep = lambda module, args, options: pipe.calls.append((args[0], options["class_labels"]))  # noqa: E731
+    pipe.unet.register_forward_pre_hook(keep, with_kwargs=True)
     return pipe
 
 
@@ -150,17 +153,53 @@ def test_output_types():
 
 
 @pytest.mark.parametrize("T", [1000, 20])
-def test_the_default_is_25_steps_of_second_order(T):
-    betas = DDPMNoiseScheduler(num_train_timesteps=T, beta_schedule="squaredcos_cap_v2").betas
-    scheduler = DDPMNoiseScheduler(trained_betas=betas.tolist())  # whose number is the chain's length
-    pipe = make_pipeline(scheduler=scheduler)
-    image = pipe(generator=seeds(0)[0], autocast=False, output_type="pt").images
-    assert len(pipe.scheduler.timesteps) == min(25, T)
-    named = pipe(
-        generator=seeds(0)[0], num_inference_steps=min(25, T), eta=1.0, solver_order=2, output_type="pt"
-    ).images
-    ancestral = pipe(generator=seeds(0)[0], num_inference_steps=min(25, T), output_type="pt").images
-    assert torch.equal(image, named) and not torch.equal(image, ancestral)
+def test_the_saved_way_of_sampling_is_the_default(T):
+    """Naming a part of it changes nothing, naming another leaves it."""
+    scheduler = DDPMNoiseScheduler(num_train_timesteps=T, beta_schedule="squaredcos_cap_v2")
+    pipe, steps = make_pipeline(scheduler=scheduler, sampling=FAST), min(25, T)
+
+    def draw(pipe=pipe, **options):
+        return pipe(generator=seeds(0)[0], output_type="pt", **options).images
+
+    image = draw()
+    for named in (
+        {"num_inference_steps": steps},
+        {"eta": 1.0},
+        {"solver_order": 2},
+        {"eta": 1, "num_inference_steps": steps},
+    ):
+        assert torch.equal(draw(**named), image), named
+    plain = make_pipeline(scheduler=scheduler)
+    rule = {"num_inference_steps": steps, "eta": 1.0, "solver_order": 2}
+    assert torch.equal(draw(autocast=False), draw(plain, **rule))
+    assert torch.equal(draw(num_inference_steps=10), draw(plain, num_inference_steps=10))  # the scheduler's own rule
+    assert torch.equal(draw(eta=0.0, autocast=False), draw(plain, num_inference_steps=steps, eta=0.0))
+
+
+def test_without_a_saved_way_the_default_is_stocks():
+    timesteps = []
+    make_pipeline(scheduler=DDPMNoiseScheduler(num_train_timesteps=50))(
+        callback_on_step_end=lambda pipe, i, t, tensors: timesteps.append(int(t))
+    )
+    assert timesteps == list(range(49, -1, -1))
+
+
+def test_the_saved_guidance_is_that_of_named_classes():
+    options = {"generator": None, "num_inference_steps": 2, "output_type": "pt"}
+    plain, saved = (make_pipeline(**WITH_NULL, sampling=s) for s in (None, {"guidance_scale": 3.0}))
+    for labels, scale in (("Bag", 3.0), (None, 1.0)):
+        options["generator"] = seeds(0)[0]
+        image = saved(class_labels=labels, **options).images
+        options["generator"] = seeds(0)[0]
+        assert torch.equal(image, plain(class_labels=labels, guidance_scale=scale, **options).images)
+
+
+@pytest.mark.parametrize(
+    "sampling", [{"steps": 4}, {"eta": 2.0}, {"num_inference_steps": 2.5}, {"solver_order": True}]
+)
+def test_a_way_of_sampling_that_no_call_takes_is_refused(sampling):
+    with pytest.raises(ValueError, match=f"sampling has {next(iter(sampling))}="):
+        make_pipeline(sampling=sampling)
 
 
 @pytest.mark.parametrize("steps", [None, 4])
@@ -175,17 +214,17 @@ def test_eta_is_refused_where_the_step_takes_none(steps):
         pipe(num_inference_steps=steps, solver_order=2)
 
 
-def test_the_default_of_stocks_ddim_is_ddim():
-    pipe = make_pipeline(scheduler=DDIMScheduler())
-    image, named = (
-        pipe(generator=seeds(0)[0], output_type="pt", **o).images for o in ({}, {"num_inference_steps": 25})
-    )
-    assert torch.allclose(image, named, atol=0.02)  # bfloat16, where the hardware has it
+def test_the_saved_rule_is_the_saved_schedulers():
+    """Another scheduler takes the saved number of steps, by its own rule."""
+    pipe = make_pipeline(scheduler=DDIMScheduler(), sampling=FAST)
+    plain = make_pipeline(scheduler=DDIMScheduler())
+    image = pipe(generator=seeds(0)[0], autocast=False, output_type="pt").images
+    assert torch.equal(image, plain(generator=seeds(0)[0], num_inference_steps=25, output_type="pt").images)
 
 
 def test_a_callback_does_what_it_likes_in_steps_of_second_order():
     """It may write to the tensors that it gets, and give latents of another shape: the next step is then of first order."""
-    pipe, options = make_pipeline(), {"autocast": False, "output_type": "pt"}
+    pipe, options = make_pipeline(sampling=FAST), {"autocast": False, "output_type": "pt"}
 
     def previews(pipe, i, t, tensors):
         tensors["pred_original_sample"].div_(2).add_(0.5)
@@ -204,13 +243,13 @@ def test_second_order_samples_the_data_in_25_steps():
     pipe, ends = make_pipeline(ExactDenoiser(sample_size=64), scheduler), {}
     for order in (1, 2):
         keep = lambda pipe, i, t, tensors, order=order: ends.update({order: tensors["latents"]})  # noqa: E731
-        pipe(16, seeds(0)[0], eta=1.0, solver_order=order, autocast=False, callback_on_step_end=keep)
+        pipe(16, seeds(0)[0], 25, eta=1.0, solver_order=order, callback_on_step_end=keep)
     errors = [abs(ends[order].std() - 0.5) for order in (1, 2)]
     assert errors[1] < 0.01 < 0.03 < errors[0] and abs(ends[2].mean() - 0.2) < 0.01
 
 
 def test_ddim_depends_on_the_latents_alone():
-    pipe = make_pipeline()
+    pipe = make_pipeline(sampling=FAST)
     latents = torch.randn(2, 1, 8, 8, generator=seeds(0)[0])
     images = [pipe(latents=latents, generator=seeds(s)[0], eta=0.0, output_type="pt").images for s in (1, 2)]
     assert torch.equal(*images) and len(images[0]) == 2
@@ -284,7 +323,7 @@ def test_fault_stock_cannot_sample_a_class_conditional_model():
 def test_labels_by_number_and_name(labelled, given):
     options = {"num_inference_steps": 2, "output_type": "pt"}
     images = labelled(generator=seeds(1, 2), class_labels=given, **options).images
-    assert all(args[2].tolist() == [2, 0] for args in labelled.calls) and len(labelled.calls) == 2
+    assert all(args[1].tolist() == [2, 0] for args in labelled.calls) and len(labelled.calls) == 2
     assert torch.equal(images, labelled(generator=seeds(1, 2), class_labels=[2, 0], **options).images)
     assert not torch.equal(images, labelled(generator=seeds(1, 2), class_labels=[1, 1], **options).images)
 
@@ -292,12 +331,12 @@ def test_labels_by_number_and_name(labelled, given):
 @pytest.mark.parametrize("given", [2, np.int64(2), "Bag", torch.tensor(2)])
 def test_one_label_serves_all_images(labelled, given):
     assert len(labelled(batch_size=3, class_labels=given, num_inference_steps=1).images) == 3
-    assert labelled.calls[0][2].tolist() == [2, 2, 2]
+    assert labelled.calls[0][1].tolist() == [2, 2, 2]
 
 
 def test_no_label_is_the_null_label(labelled):
     labelled(batch_size=2, num_inference_steps=1)
-    assert labelled.null_label == 3 and labelled.calls[0][2].tolist() == [3, 3]
+    assert labelled.null_label == 3 and labelled.calls[0][1].tolist() == [3, 3]
     assert make_pipeline().null_label is None
     assert make_pipeline(num_class_embeds=3, id2label=NAMES).null_label is None
     assert make_pipeline(num_class_embeds=3).null_label is None  # a stock model's: classes all of them
@@ -305,6 +344,38 @@ def test_no_label_is_the_null_label(labelled):
 
 def test_get_label_ids(labelled):
     assert labelled.get_label_ids(["bag", "T-SHIRT"]) == [2, 0] and labelled.get_label_ids("Trouser") == [1]
+
+
+def test_encode_null_and_denoise(labelled):
+    """The user's words -> the network's keywords; its null has the same shape; the network gets them as they are."""
+    condition = labelled.encode("Bag", batch_size=2)
+    assert condition["class_labels"].tolist() == [2, 2] and labelled.takes == ("class_labels",)
+    assert labelled.encode(batch_size=3)["class_labels"].tolist() == [3, 3, 3]
+    assert labelled.null(condition)["class_labels"].tolist() == [3, 3]
+    x_t = torch.randn(2, 1, 8, 8, generator=seeds(0)[0])
+    with torch.no_grad():
+        output = labelled.denoise(x_t, torch.tensor(7), condition)
+        assert torch.equal(output, labelled.unet(x_t, 7, class_labels=condition["class_labels"]).sample)
+        other = labelled.denoise(x_t, torch.tensor([7, 7]), condition, network=make_unet(num_class_embeds=4))
+    assert (output - other).abs().max() < 1e-5 and len(labelled.calls) == 2  # another network is not the pipeline's
+    plain = make_pipeline()
+    assert plain.takes == () and plain.encode(batch_size=2) == {} == plain.null({})
+
+
+def test_the_network_is_called_in_one_place():
+    """Read from the source: `denoise` alone calls a network; everybody else goes through it."""
+    calls = []
+    for path in [
+        *(ROOT / "ddpm_hf").rglob("*.py"),
+        *(ROOT / "spaces_app").glob("*.py"),
+        *(ROOT / "scripts").glob("*.py"),
+    ]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+                if name in ("unet", "network", "model", "eval_unet"):
+                    calls.append((path.name, name))
+    assert calls == [("pipeline_ddpm_image.py", "network")]
 
 
 @pytest.mark.parametrize("rescale", [0.0, 0.7, 1.0])
@@ -322,7 +393,7 @@ def test_guidance_in_one_call_is_the_formula_in_two(labelled, rescale):
     scheduler.set_timesteps(4)
     with torch.no_grad():
         for t in scheduler.timesteps:
-            cond, null = (labelled.unet(x_t, t, y).sample for y in (labels, torch.full_like(labels, 3)))
+            cond, null = (labelled.unet(x_t, t, class_labels=y).sample for y in (labels, torch.full_like(labels, 3)))
             guided = null + w * (cond - null)
             ratio = cond.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)
             guided = guided * (rescale * ratio + 1 - rescale)
@@ -348,11 +419,12 @@ def test_a_cpu_that_converts_has_no_bfloat16(monkeypatch):
 @pytest.mark.parametrize("native", [True, False])
 def test_the_fast_default_computes_in_bfloat16_where_the_hardware_does(monkeypatch, native):
     monkeypatch.setattr("ddpm_hf.pipeline_ddpm_image.has_bfloat16", lambda device: native)
-    pipe, dtypes = make_pipeline(), []
+    pipe, dtypes = make_pipeline(sampling=FAST), []
     pipe.unet.conv_out.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
     calls = [
         ({}, torch.bfloat16 if native else torch.float32),
         ({"autocast": False}, torch.float32),
+        ({"num_inference_steps": 25}, torch.bfloat16 if native else torch.float32),  # naming a default changes nothing
         ({"num_inference_steps": 1}, torch.float32),
     ]
     for options, dtype in [*calls, ({"num_inference_steps": 1, "autocast": True}, torch.bfloat16)]:
@@ -377,7 +449,7 @@ def test_guidance_leaves_the_learned_variance_alone():
     with torch.no_grad():
         cond, uncond = pipe.unet(x_t, t, labels).sample, pipe.unet(x_t, t, null).sample
         for rescale in (0.0, 1.0):
-            output = pipe._predict(x_t, t, torch.cat([labels, null]), 3.0, rescale)
+            output = pipe._guided(x_t, t, {"class_labels": torch.cat([labels, null])}, 3.0, rescale)
             assert (output[:, 1:] - cond[:, 1:]).abs().max() < 1e-5
             if rescale:
                 deviation = [x[:, :1].std((1, 2, 3)) for x in (output, cond)]
@@ -392,6 +464,47 @@ def test_guidance_leaves_the_learned_variance_alone():
     )
 
 
+def test_another_scheduler_gets_no_learned_variance():
+    """`from_config` of a model with one: the U-Net still predicts it, DDIM does not know it."""
+    config = {"out_channels": 2}
+    ours = DDPMNoiseScheduler(variance_type="learned_range")
+    for kind in (DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler, EulerDiscreteScheduler):
+        pipe = make_pipeline(scheduler=kind.from_config(ours.config), **config)
+        assert pipe(2, num_inference_steps=3, output_type="np").images.shape == (2, 8, 8, 1), kind
+    images = [
+        make_pipeline(scheduler=kind.from_config(ours.config), **config)
+        for kind in (DDPMScheduler, DDPMNoiseScheduler)
+    ]
+    images = [pipe(generator=seeds(0)[0], num_inference_steps=4, output_type="pt").images for pipe in images]
+    assert torch.equal(*images)
+
+
+def test_two_calls_at_once_do_not_share_a_chain():
+    pipe, inner = make_pipeline(), []
+
+    def callback(outer, i, t, tensors):
+        if i == 0:
+            inner.append(pipe(generator=seeds(1)[0], num_inference_steps=7, output_type="pt").images)
+
+    options = {"num_inference_steps": 3, "output_type": "pt"}
+    image = pipe(generator=seeds(0)[0], callback_on_step_end=callback, **options).images
+    assert torch.equal(image, pipe(generator=seeds(0)[0], **options).images) and len(inner) == 1
+
+
+def test_latents_as_they_are():
+    pipe, ends = make_pipeline(), []
+    keep = lambda pipe, i, t, tensors: ends.append(tensors["latents"])  # noqa: E731
+    latents = pipe(num_inference_steps=2, output_type="latent", callback_on_step_end=keep).images
+    assert torch.equal(latents, ends[-1])
+
+
+def test_names_that_differ_by_case():
+    pipe = make_pipeline(num_class_embeds=3, id2label={0: "apple", 1: "Apple"})
+    assert pipe.get_label_ids(["Apple", "apple"]) == [1, 0]
+    with pytest.raises(ValueError, match="class_labels=.'APPLE'"):
+        pipe.get_label_ids("APPLE")
+
+
 # ---------------------------------------------------------------------- callback and interrupt
 
 
@@ -404,7 +517,7 @@ def test_callback_sees_and_replaces_the_latents():
 
     image = pipe(num_inference_steps=3, output_type="pt", callback_on_step_end=callback).images
     names = {"latents", "pred_original_sample"}
-    assert seen == [(i, int(t), names, (1, 1, 8, 8)) for i, t in enumerate(pipe.scheduler.timesteps)]
+    assert seen == [(i, t, names, (1, 1, 8, 8)) for i, t in enumerate((666, 333, 0))]
     assert torch.equal(image, torch.full_like(image, 0.75))
 
 
@@ -449,6 +562,15 @@ def test_loading_takes_what_diffusers_takes(folder):
     assert DDPMImagePipeline.from_pretrained(folder, id2label={0: "Sock"}).id2label == {0: "Sock"}
 
 
+def test_more_than_ten_classes_keep_their_order(tmp_path):
+    names = {label: f"class {label}" for label in range(12)}
+    make_pipeline(num_class_embeds=13, id2label=names, sampling=FAST).save_pretrained(tmp_path)
+    pipe = DDPMImagePipeline.from_pretrained(tmp_path)
+    assert list(pipe.id2label.items()) == list(names.items()) and pipe.sampling == FAST
+    again = DDPMImagePipeline(**pipe.components, **pipe.parameters)
+    assert again.id2label == names and again.sampling == FAST
+
+
 def test_from_pipe_shares_the_parts_and_the_names(folder):
     pipe = DDPMImagePipeline.from_pretrained(folder)
     other = DDPMImagePipeline.from_pipe(pipe, scheduler=DDIMScheduler.from_config(pipe.scheduler.config))
@@ -485,7 +607,7 @@ WITH_NULL = {"num_class_embeds": 4, "id2label": NAMES}
 @pytest.mark.parametrize(
     "config, kwargs, words",
     [
-        ({}, {"output_type": "jpg"}, "output_type='jpg'.*'pil', 'np' or 'pt'"),
+        ({}, {"output_type": "jpg"}, "output_type='jpg'.*'pil', 'np', 'pt' or 'latent'"),
         ({}, {"class_labels": [1]}, r"class_labels=\[1\].*without class labels"),
         ({}, {"guidance_scale": 2.0}, "guidance_scale=2.0 needs class_labels"),
         ({}, {"batch_size": 0}, "batch_size=0"),
@@ -508,6 +630,12 @@ WITH_NULL = {"num_class_embeds": 4, "id2label": NAMES}
         (WITH_NULL, {"class_labels": []}, r"class_labels=\[\]"),
         (WITH_NULL, {"class_labels": [0, 1], "batch_size": 3}, "batch_size=3.*'class_labels': 2"),
         (WITH_NULL, {"class_labels": [0, 1], "generator": seeds(1, 2, 3)}, "'class_labels': 2.*'generator': 3"),
+        (WITH_NULL, {"class_labels": [1.9]}, r"class_labels=\[1.9\].*one label or a list"),
+        (WITH_NULL, {"class_labels": torch.zeros(2, 1)}, "one label or a list"),
+        (WITH_NULL, {"class_labels": 0, "guidance_scale": float("nan")}, "guidance_scale=nan must be a number"),
+        (WITH_NULL, {"class_labels": 0, "guidance_scale": -1.0}, "guidance_scale=-1.0 must be"),
+        ({}, {"generator": 0}, "generator=0 must be a torch.Generator"),
+        ({}, {"num_inference_steps": 5.0}, "num_inference_steps=5.0"),
     ],
 )
 def test_refuses(config, kwargs, words):

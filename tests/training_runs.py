@@ -92,17 +92,22 @@ def train_rank(folder: Path, environ: dict, rank: int, interrupt, dropout: float
     ):  # Accelerate shares a model out among GPUs only; FSDP2 itself works on CPUs, too
         PartialState(cpu=True)
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    seen, losses = [], trainer.training_losses
+    seen, make_objective = [], trainer.make_objective
 
-    def seeing_losses(model, scheduler, *inputs):
-        seen.append(inputs[:4])
-        return losses(model, scheduler, *inputs)
+    def make_seeing_objective(*options):
+        objective = make_objective(*options)
+
+        def seeing(denoise, scheduler, x_0, t, noise, condition):
+            seen.append((x_0, t, noise, condition["class_labels"]))
+            return objective(denoise, scheduler, x_0, t, noise, condition)
+
+        return seeing
 
     def log(accelerator, values, step):
         with open(folder / f"log-{rank}.jsonl", "a") as file:
             file.write(json.dumps({"step": step} | values) + "\n")
 
-    trainer.training_losses, Accelerator.log = seeing_losses, log
+    trainer.make_objective, Accelerator.log = make_seeing_objective, log
     os.sched_getaffinity = lambda _: {0}  # the threads of a tiny net wait for each other most of the time
     try:
         trainer.train(TrainConfig(output_dir=str(folder), **OPTIONS | options))

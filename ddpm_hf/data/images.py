@@ -87,7 +87,7 @@ class ImageDataset(torch.utils.data.Dataset):
         return batch if isinstance(index, list) else {name: values[0] for name, values in batch.items()}
 
     def __getitems__(self, indices: list[int] | list[tuple[int, int]]) -> dict[str, torch.Tensor]:
-        """Indices, or (position, index) pairs of a `SampleOrder` -> "x_0": float32 (B, C, H, W) in [-1, 1], "labels":
+        """Indices, or (position, index) pairs of a `SampleOrder` -> "x_0": float32 (B, C, H, W) in [-1, 1], "class_labels":
         int64 (B,) when there are labels, "position": int64 (B,) for pairs."""
         positions, indices = map(list, zip(*indices)) if isinstance(indices[0], tuple) else (None, indices)
         pixels = self._pixels[indices]
@@ -96,7 +96,7 @@ class ImageDataset(torch.utils.data.Dataset):
             pixels = torch.where(flipped[:, None, None, None], pixels.flip(-1), pixels)
         batch = {"x_0": to_x_0(pixels)}
         if self.labels is not None:
-            batch["labels"] = self.labels[indices]
+            batch["class_labels"] = self.labels[indices]
         if positions is not None:
             batch["position"] = torch.tensor(positions)
         return batch

@@ -68,5 +68,5 @@ class StreamedImages(torch.utils.data.IterableDataset):
         pixels = pixels.flip(-1) if is_flipped(self.flip_seed, position) else pixels
         sample = {"x_0": to_x_0(pixels), "position": torch.tensor(position)}
         if self.label_column is not None:
-            sample["labels"] = torch.tensor(row[self.label_column])
+            sample["class_labels"] = torch.tensor(row[self.label_column])
         return sample

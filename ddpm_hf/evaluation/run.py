@@ -40,7 +40,6 @@ from ..hardware import describe_hardware, runs_on_cpu, use_own_cores
 from ..images import unit_to_uint8
 from ..keys import sample_key
 from ..likelihood import Bound, variational_bound
-from ..pipeline_ddpm_image import DEFAULT_NUM_INFERENCE_STEPS
 from ..scheduling_ddpm_noise import DDPMNoiseScheduler
 from . import fidelity
 from .config import NEEDS, PRECISIONS, SAMPLERS, EvaluationConfig
@@ -139,10 +138,15 @@ class Evaluation:
     def _resolve_sampling(self, config: EvaluationConfig) -> EvaluationConfig:
         """The config with the sampler and the number of steps that the pipeline would take by itself."""
         sampler, steps, num_train = config.sampler, config.num_inference_steps, len(self.pipeline.scheduler)
+        saved = self.pipeline.sampling
         if sampler is None and isinstance(self.pipeline.scheduler, DDPMNoiseScheduler):
-            sampler = "sde-dpmsolver++" if steps is None else "ddpm"
+            rule = {name: saved[name] for name in ("eta", "solver_order") if name in saved}
+            own = [
+                name for name, (kind, options) in SAMPLERS.items() if kind is DDPMNoiseScheduler and options == rule
+            ]
+            sampler = own[0] if own and steps is None else "ddpm"
         if steps is None:
-            steps = num_train if sampler == "ddpm" else min(DEFAULT_NUM_INFERENCE_STEPS, num_train)
+            steps = num_train if sampler == "ddpm" else min(saved.get("num_inference_steps", num_train), num_train)
         return dataclasses.replace(config, sampler=sampler, num_inference_steps=steps)
 
     def _check_sampling(self) -> None:
@@ -245,7 +249,7 @@ class Evaluation:
 
     def bound(self) -> dict:
         """`Bound.summary` of num_images test images. Finished batches stay in the cache: a run that was cut off goes on."""
-        config, unet, seed = self.config, self.pipeline.unet, self.config.seeds[0]
+        config, unet, denoise, seed = self.config, self.pipeline.unet, self.pipeline.denoise, self.config.seeds[0]
         scheduler = DDPMNoiseScheduler.from_config(self.scheduler_config)
         num_timesteps, chosen = config.bpd_timesteps or None, self.subset(seed)
         parts = [{k: v for k, v in part.config.items() if k[0] != "_"} for part in (unet, scheduler)]
@@ -256,10 +260,12 @@ class Evaluation:
         def compute(indices: range) -> dict[str, torch.Tensor]:
             index = torch.from_numpy(chosen[indices.start : indices.stop])
             batch = self.test[index.tolist()]
-            labels = batch["labels"].to(self.state.device) if self.is_conditional else None
+            condition = self.pipeline.encode(
+                **{name: batch[name] for name in self.pipeline.takes}, batch_size=len(index)
+            )
             with self.autocast():
                 x_0 = batch["x_0"].to(self.state.device)
-                return vars(variational_bound(unet, scheduler, x_0, index, labels, num_timesteps, seed))
+                return vars(variational_bound(denoise, scheduler, x_0, index, condition, num_timesteps, seed))
 
         def measure(indices: range) -> Bound:
             return Bound(**cached(folder / f"{indices.start}.safetensors", partial(compute, indices)))

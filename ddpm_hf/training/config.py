@@ -1,20 +1,21 @@
-"""What to train and how: PRESETS are architectures and recipes as data, TrainConfig is one run.
+"""TrainConfig is one run: the options that a run may change. The command line and the YAML file are both made from it.
 
-A preset names constructor arguments of the U-Net and the scheduler (which `register_to_config` then records in the saved model) and the
-training options that suit them; the configs of a saved model serve as one, too. TrainConfig holds the options that a run may change; the
-command line and the YAML file are both built from it by `transformers.HfArgumentParser`. An option left at None is the preset's.
+An option left at None is the preset's (`presets.PRESETS`), or that of fine-tuning where the run starts from trained weights.
 """
 
 import json
+import math
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal
+from types import NoneType, UnionType
+from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from ..hardware import default_precision
-from .presets import PRESETS, find_preset
+from ..objective import OBJECTIVES
+from .presets import FINE_TUNING, PRESETS, Preset, find_preset
 
 _DEFAULTS = dict(  # of the options that a preset may set
     dataset="zalando-datasets/fashion_mnist",
@@ -25,13 +26,12 @@ _DEFAULTS = dict(  # of the options that a preset may set
     weight_decay=0.01,
 )
 
-LR_SCHEDULERS = ("cosine", "linear", "constant_with_warmup", "polynomial", "cosine_with_restarts")
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
-VARIANCE_TYPES = ("fixed_small", "fixed_large", "learned_range")
 MAX_SIGMA_REL = 0.288  # of a power-function average: the plain mean's width
 
 
 def _option(default, help: str):
+    if isinstance(default, list):
+        return field(default_factory=list, metadata={"help": help})
     return field(default=default, metadata={"help": help})
 
 
@@ -39,9 +39,14 @@ def _option(default, help: str):
 class TrainConfig:
     """One training run. Everything is counted in optimizer steps, on any number of ranks."""
 
-    preset: str = _option(
-        "fashion-mnist-quick",
-        f"Architecture and recipe: {', '.join(PRESETS)}; or a folder with unet/config.json and scheduler/scheduler_config.json.",
+    preset: str | None = _option(
+        None,
+        f"Architecture and recipe: {', '.join(PRESETS)}; or a folder with unet/config.json and scheduler/scheduler_config.json."
+        " Default: fashion-mnist-quick, or the network of --init_from.",
+    )
+    init_from: str | None = _option(
+        None,
+        "Start from the trained weights of this model, a folder or Hub id, ours or stock; other data and classes may follow.",
     )
     dataset: str | None = _option(None, "Hub id, folder of images, or folder of IDX files.")
     image_column: str | None = _option(None, "Column of the images; found by its type if not named.")
@@ -49,10 +54,12 @@ class TrainConfig:
     streaming: bool = _option(False, "Read the data set from the Hub as it is needed, never as a whole.")
     output_dir: str = _option("runs/quick", "The run's folder, and the saved model when the run ends.")
 
-    prediction_type: str | None = _option(None, f"What the U-Net predicts: {', '.join(PREDICTION_TYPES)}.")
-    variance_type: str | None = _option(
-        None,
-        f"Of the reverse steps: {', '.join(VARIANCE_TYPES)}. A learned one is trained by L_hybrid (arXiv:2102.09672).",
+    objective: Literal[tuple(OBJECTIVES)] | None = _option(  # type: ignore[valid-type]
+        None, "The loss. Default: hybrid (arXiv:2102.09672) where the variance is learned, simple elsewhere."
+    )
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] | None = _option(None, "What the network predicts.")
+    variance_type: Literal["fixed_small", "fixed_large", "learned_range"] | None = _option(
+        None, "Variance of the reverse steps."
     )
     rescale_betas_zero_snr: bool = _option(False, "Let the last step be noise alone (arXiv:2305.08891).")
 
@@ -60,7 +67,9 @@ class TrainConfig:
     gradient_accumulation_steps: int = _option(1, "Forward passes of one optimizer step.")
     max_train_steps: int | None = _option(None, "Length of the run.")
     learning_rate: float | None = _option(None, "Peak of the schedule.")
-    lr_scheduler: str | None = _option(None, f"After the warm-up: {', '.join(LR_SCHEDULERS)}.")
+    lr_scheduler: Literal["cosine", "linear", "constant_with_warmup", "polynomial", "cosine_with_restarts"] | None = (
+        _option(None, "The learning rate after the warm-up.")
+    )
     lr_warmup_steps: int | None = _option(None, "Linear warm-up; the preset's, as a part of the run.")
     adam_beta2: float | None = _option(None, "AdamW's decay of squared gradients.")
     weight_decay: float | None = _option(None, "Weight decay of AdamW.")
@@ -69,29 +78,27 @@ class TrainConfig:
         None,
         "Decay of the moving average of the weights, which is what is saved; the preset's, as long a part of the run.",
     )
-    ema_sigma_rels: list[float] = field(
-        default_factory=list,
-        metadata={
-            "help": "Keep power-function averages of these widths as well, e.g. 0.05 0.1, for scripts/average.py (arXiv:2312.02696)."
-        },
+    ema_sigma_rels: list[float] = _option(
+        [],
+        "Keep power-function averages of these widths as well, e.g. 0.05 0.1, for scripts/average.py (arXiv:2312.02696).",
     )
     snr_gamma: float | None = _option(None, "Min-SNR weighting of the loss (arXiv:2303.09556), e.g. 5; 0 is plain.")
-    label_dropout: float = _option(0.1, "How often a label is replaced by the null label, for guidance.")
+    label_dropout: float = _option(0.1, "How often the condition is replaced by its null, for guidance.")
     random_flip: bool | None = _option(None, "Flip images horizontally, half of the time.")
     mixed_precision: Literal["no", "fp16", "bf16"] | None = _option(
         None, "Autocast; by default the launcher's, else bf16, or 'no' where the hardware lacks bfloat16."
     )
     gradient_checkpointing: bool = _option(False, "Spend time to save the memory of activations.")
-    torch_compile: bool = _option(False, "Compile the U-Net; wants a C++ compiler, and pays in longer runs.")
+    torch_compile: bool = _option(False, "Compile the network; needs a C++ compiler, and pays in longer runs.")
     dataloader_num_workers: int = _option(0, "Processes that decode images; not needed where they fit in memory.")
     seed: int = _option(0, "Seed of all random draws.")
 
     checkpointing_steps: int = _option(2000, "How often the whole state is saved to OUTPUT_DIR/checkpoints/step-N.")
-    checkpoints_total_limit: int = _option(2, "Older checkpoints are removed once a newer one stands.")
-    resume: bool = _option(False, "Go on from the newest whole checkpoint in OUTPUT_DIR, if there is one.")
+    checkpoints_total_limit: int = _option(2, "Older checkpoints are removed after a newer one is complete.")
+    resume: bool = _option(False, "Go on from the newest complete checkpoint in OUTPUT_DIR, if there is one.")
     validation_steps: int = _option(500, "How often to draw samples and take the held-out loss; 0: only at the end.")
     num_validation_images: int = _option(512, "Held-out images for the loss; 0 is none.")
-    guidance_scale: float = _option(1.3, "Guidance of the sample grids.")
+    guidance_scale: float = _option(1.3, "Guidance of the sample grids, and by default of the saved model.")
     logging_steps: int = _option(10, "How often loss and speed are reported.")
     report_to: str = _option("tensorboard", "Tracker: tensorboard, wandb, trackio, or none.")
 
@@ -101,105 +108,142 @@ class TrainConfig:
 
     def __post_init__(self):
         self._check_types()
+        for name in ("preset", "init_from", "dataset", "output_dir"):
+            if (getattr(self, name) or "").startswith("~"):
+                setattr(self, name, str(Path(getattr(self, name)).expanduser()))
+        self._asked = {option.name: getattr(self, option.name) for option in fields(self)}
         self._fill_in()
         self._check_values()
 
     def _fill_in(self) -> None:
         """The preset's values and the launcher's precision, for options that are left at None."""
-        recipe = _DEFAULTS | find_preset(self.preset).training
+        if self.preset is None and self.init_from is None:
+            self.preset = "fashion-mnist-quick"
+        recipe = _DEFAULTS | (FINE_TUNING if self.init_from else find_preset(self.preset).training)
         for name, value in (recipe | _durations(recipe, self.max_train_steps)).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
         self.mixed_precision = self.mixed_precision or default_precision()
 
+    def _check_types(self) -> None:
+        """YAML and Python may give anything for a number: 16.5 images, the word yes."""
+        for name, kind in TYPES.items():
+            if not _fits(getattr(self, name), kind):
+                raise ValueError(f"{name}={getattr(self, name)!r} must be {_words(kind)}.")
+
     def _check_values(self) -> None:
-        for name in COUNTS:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed={self.seed} must be in [0, 2**32).")
-        for name in ("ema_decay", "label_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1).")
-        for name in ("snr_gamma", "validation_steps", "num_validation_images"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 0.")
-        for name in ("learning_rate", "max_grad_norm"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
-        if not 0 <= self.lr_warmup_steps <= self.max_train_steps:
-            limit = f"at least 0, at most max_train_steps={self.max_train_steps}"
-            raise ValueError(f"lr_warmup_steps={self.lr_warmup_steps} must be {limit}.")
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in (*choices, None):
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(choices)}.")
-        scheduler = self.parts()[1]
+        for names, fits, words in RANGES:
+            for name in names.split():
+                if not fits(getattr(self, name)):
+                    raise ValueError(f"{name}={getattr(self, name)} must be {words}.")
+        if self.lr_warmup_steps > self.max_train_steps:
+            raise ValueError(
+                f"lr_warmup_steps={self.lr_warmup_steps} must be at most max_train_steps={self.max_train_steps}."
+            )
+        if self.preset:
+            self.choose(find_preset(self.preset))
+
+    def choose(self, preset: Preset) -> Preset:
+        """The preset with what this run has chosen instead of its prediction, variance and last step."""
+        unet = {"in_channels": 3, "out_channels": 3} | preset.unet  # a preset may leave the constructors' defaults out
+        scheduler = {"prediction_type": "epsilon", "variance_type": "fixed_small"} | preset.scheduler
+        scheduler |= {name: getattr(self, name) for name in SCHEDULER_OPTIONS if getattr(self, name)}
+        if self.variance_type:
+            unet["out_channels"] = unet["in_channels"] * (2 if self.variance_type == "learned_range" else 1)
         if scheduler.get("rescale_betas_zero_snr") and scheduler["prediction_type"] == "epsilon":
             raise ValueError(
                 "rescale_betas_zero_snr=True: at the last step epsilon tells nothing of the image;"
                 " choose prediction_type sample or v_prediction."
             )
-
-    def _check_types(self) -> None:
-        """YAML and Python may give anything for a number: 16.5 images, the word yes."""
-        kinds = {int: ((int,), "a whole number"), float: ((int, float), "a number"), bool: ((bool,), "true or false")}
-        for option in fields(self):
-            value = getattr(self, option.name)
-            for kind, (accepted, words) in kinds.items():
-                fits = type(value) in accepted or (value is None and option.default is None)
-                if option.type in (kind, kind | None) and not fits:
-                    raise ValueError(f"{option.name}={value!r} must be {words}.")
-        sigma_rels = self.ema_sigma_rels
-        if not isinstance(sigma_rels, list) or not all(type(x) is float and 0 < x < MAX_SIGMA_REL for x in sigma_rels):
-            raise ValueError(f"ema_sigma_rels={sigma_rels} must be a list of numbers above 0, below {MAX_SIGMA_REL}.")
-
-    def parts(self) -> tuple[dict, dict]:
-        """Constructor arguments of the U-Net and the scheduler: the preset's, and what this run has chosen instead."""
-        preset = find_preset(self.preset)  # which may leave the constructors' defaults out
-        unet = {"in_channels": 3, "out_channels": 3} | preset.unet
-        scheduler = {"prediction_type": "epsilon", "variance_type": "fixed_small"} | preset.scheduler
-        scheduler |= {name: getattr(self, name) for name in SCHEDULER_OPTIONS if getattr(self, name)}
-        if self.variance_type:
-            unet["out_channels"] = unet["in_channels"] * (2 if self.variance_type == "learned_range" else 1)
-        return unet, scheduler
+        return replace(preset, unet=unet, scheduler=scheduler)
 
     def _model(self) -> str:
         """What two runs share if their models are the same."""
-        return json.dumps([*self.parts(), find_preset(self.preset).class_conditional], sort_keys=True)
+        if self.preset is None:
+            return json.dumps([self.init_from, *(getattr(self, name) for name in SCHEDULER_OPTIONS)])
+        preset = self.choose(find_preset(self.preset))
+        return json.dumps([preset.unet, preset.scheduler, preset.class_conditional, self.init_from], sort_keys=True)
 
     def recipe(self) -> dict:
         """The options that made the model, for its card: not whether the run was resumed, nor where it was pushed."""
         left_out = ("resume", "push_to_hub", "hub_model_id", "hub_private_repo")
         options = {name: value for name, value in asdict(self).items() if name not in left_out}
-        return options | {"preset": self.preset if self.preset in PRESETS else "."}  # the saved model has the configs
+        is_named = self.preset is None or self.preset in PRESETS
+        return options | {"preset": self.preset if is_named else "."}  # the saved model has the configs
 
     def save(self, path: str | Path) -> None:
-        Path(path).write_text(yaml.safe_dump(asdict(self), sort_keys=False))
+        """Write what was asked for, which `train.py FILE` reads; what the preset filled in stands beside it, as comments."""
+        asked = {name: value for name, value in self._asked.items() if value is not None}
+        filled = {name: value for name, value in asdict(self).items() if name not in asked and value is not None}
+        comments = "".join(f"# {line}\n" for line in yaml.safe_dump(filled, sort_keys=False).splitlines())
+        text = (
+            yaml.safe_dump(asked, sort_keys=False)
+            + "# The rest of this run, from its preset and its machine:\n"
+            + comments
+        )
+        aside = Path(path).with_name(f".{Path(path).name}")
+        aside.write_text(text)
+        aside.replace(path)
 
     def differences(self, path: str | Path) -> list[str]:
         """Names of the options that make this run another one than the run whose config is at `path`; a fingerprint guards its images."""
         theirs = yaml.safe_load(Path(path).read_text()) or {}
-        names = [name for name in RUN_IDENTITY if (theirs.get(name) or None) != (getattr(self, name) or None)]
-        model = {name: theirs.get(name, getattr(TrainConfig, name)) for name in MODEL_OPTIONS}
-        with suppress(ValueError):  # their preset is no more
-            if replace(self, **model)._model() == self._model():  # the same in other words
+        known = {option.name for option in fields(self)}
+        try:
+            other = TrainConfig(**{name: value for name, value in theirs.items() if name in known})
+        except ValueError:  # their preset is no more
+            return ["preset"]
+        names = [name for name in RUN_IDENTITY if (getattr(other, name) or None) != (getattr(self, name) or None)]
+        with suppress(ValueError):
+            if other._model() == self._model():  # the same in other words
                 names = [name for name in names if name not in MODEL_OPTIONS]
-        scaled = [options.get("mixed_precision") == "fp16" for options in (theirs, vars(self))]
+        scaled = [config.mixed_precision == "fp16" for config in (other, self)]
         return names + ["mixed_precision"] * (scaled[0] != scaled[1])  # fp16's loss scale is part of a checkpoint
 
 
-COUNTS = "train_batch_size gradient_accumulation_steps max_train_steps".split()
-COUNTS += "logging_steps checkpointing_steps checkpoints_total_limit".split()
-CHOICES = {
-    "prediction_type": PREDICTION_TYPES,
-    "variance_type": VARIANCE_TYPES,
-    "lr_scheduler": LR_SCHEDULERS,
-    "mixed_precision": ("no", "fp16", "bf16"),
-}
+TYPES = get_type_hints(TrainConfig)  # HfArgumentParser changes those of the fields
+RANGES = [  # options, what holds for each, in words
+    ("train_batch_size gradient_accumulation_steps max_train_steps", lambda x: x >= 1, "at least 1"),
+    ("logging_steps checkpointing_steps checkpoints_total_limit", lambda x: x >= 1, "at least 1"),
+    ("lr_warmup_steps weight_decay snr_gamma dataloader_num_workers", lambda x: x >= 0, "at least 0"),
+    ("validation_steps num_validation_images guidance_scale", lambda x: x >= 0, "at least 0"),
+    ("learning_rate max_grad_norm", lambda x: x > 0, "above 0"),
+    ("adam_beta2 ema_decay label_dropout", lambda x: 0 <= x < 1, "in [0, 1)"),
+    ("seed", lambda x: 0 <= x < 2**32, "in [0, 2**32)"),
+    (
+        "ema_sigma_rels",
+        lambda x: all(0 < width < MAX_SIGMA_REL for width in x),
+        f"a list of numbers above 0, below {MAX_SIGMA_REL}",
+    ),
+]
 SCHEDULER_OPTIONS = ("prediction_type", "variance_type", "rescale_betas_zero_snr")
 MODEL_OPTIONS = ("preset", *SCHEDULER_OPTIONS)
 # A run may be resumed with other values of the rest (its length too: the learning rate then follows the new length).
-RUN_IDENTITY = (*MODEL_OPTIONS, "image_column", "label_column", "seed", "ema_sigma_rels", "torch_compile")
+RUN_IDENTITY = (*MODEL_OPTIONS, "init_from", "objective", "image_column", "label_column", "seed", "ema_sigma_rels")
+RUN_IDENTITY += ("torch_compile",)
+
+
+def _fits(value, kind) -> bool:
+    """Whether a value is of the type of a field."""
+    if get_origin(kind) in (UnionType, Union):
+        return any(_fits(value, part) for part in get_args(kind))
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(item, *get_args(kind)) for item in value)
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is kind
+
+
+def _words(kind) -> str:
+    """The type of a field, for people."""
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(get_args(kind))}"
+    if get_origin(kind) is list:
+        return "a list of numbers"
+    return words.get(kind) or " or ".join(_words(part) for part in get_args(kind) if part is not NoneType)
 
 
 def _durations(recipe: dict, max_train_steps: int | None) -> dict:

@@ -1,22 +1,36 @@
-"""Architectures and recipes as data."""
+"""PRESETS: architectures and recipes as data. The configs of a saved model serve as one, too."""
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
+
+from diffusers import ModelMixin
+
+from ..modeling_ddpm_unet import DDPMUNet2DModel
 
 DOWN, ATTN_DOWN, UP, ATTN_UP = "DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D"
 
 
+FAST = {"num_inference_steps": 25, "eta": 1.0, "solver_order": 2}
+
+
 @dataclass(frozen=True)
 class Preset:
-    """unet, scheduler: constructor arguments. training: defaults of TrainConfig. class_conditional: labels are used where the data has them."""
+    """A model and a recipe to train it by.
+
+    unet, scheduler: constructor arguments. training: defaults of `TrainConfig`. class_conditional: labels are used where the data has them.
+    sampling: how the pipeline samples by default. network: the class of the network, any ModelMixin that is called as
+    (x_t, t, class_labels=...) and whose config has sample_size, in_channels and out_channels.
+    """
 
     unet: dict
     scheduler: dict
     training: dict
     class_conditional: bool = False
+    sampling: dict = field(default_factory=lambda: dict(FAST))
+    network: type[ModelMixin] = DDPMUNet2DModel
 
 
 def _paper_unet(sample_size: int, block_out_channels: tuple[int, ...], attention_level: int, dropout: float) -> dict:
@@ -109,7 +123,7 @@ PRESETS = {
         scheduler=dict(trained_betas=_log_snr_linear_betas(12.0, -7.0), variance_type="learned_range"),
         training=_SMALL_RECIPE,
     ),
-    "mnist": Preset(_SMALL.unet, _SMALL.scheduler, _SMALL.training | {"dataset": "ylecun/mnist"}, True),
+    "mnist": replace(_SMALL, training=_SMALL.training | {"dataset": "ylecun/mnist"}),
     "cifar10": Preset(  # the paper's CIFAR-10 model: FID 3.17
         unet=_paper_unet(32, (128, 256, 256, 256), attention_level=1, dropout=0.1),
         scheduler=_PAPER_SCHEDULER,
@@ -146,6 +160,9 @@ PRESETS = {
 _STOCK_RECIPE = dict(  # train_unconditional.py's, for a network that no preset knows
     train_batch_size=16, learning_rate=1e-4, lr_warmup_steps=500, max_train_steps=50_000, ema_decay=0.9999
 )
+FINE_TUNING = dict(  # from trained weights
+    train_batch_size=32, learning_rate=2e-4, lr_warmup_steps=100, max_train_steps=2000, ema_decay=0.995, snr_gamma=5.0
+)
 
 
 def find_preset(preset: str) -> Preset:
@@ -160,11 +177,16 @@ def find_preset(preset: str) -> Preset:
             " scheduler/scheduler_config.json."
         )
     try:
-        configs = [json.loads(path.read_text()).items() for path in paths]
-    except (ValueError, AttributeError) as error:
+        unet, scheduler = (json.loads(path.read_text()) | {} for path in paths)
+    except (ValueError, TypeError) as error:
         raise ValueError(f"preset={preset!r}: one of its configs is no JSON object ({error}).") from error
-    unet, scheduler = ({name: value for name, value in config if not name.startswith("_")} for config in configs)
     if not isinstance(unet.get("sample_size"), int):
         raise ValueError(f"preset={preset!r}: {paths[0]} must have the pixels of a side as its sample_size.")
-    is_conditional = unet.pop("num_class_embeds", None) is not None
-    return Preset(unet, scheduler, _STOCK_RECIPE, is_conditional)
+    return preset_of(unet, scheduler, _STOCK_RECIPE)
+
+
+def preset_of(unet: dict, scheduler: dict, training: dict, **options) -> Preset:
+    """A preset of the configs of a model."""
+    unet, scheduler = ({k: v for k, v in config.items() if not k.startswith("_")} for config in (unet, scheduler))
+    is_conditional = unet.pop("num_class_embeds", None) is not None or unet.get("num_embeds_ada_norm") is not None
+    return Preset(unet, scheduler, training, is_conditional, **options)

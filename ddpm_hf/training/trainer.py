@@ -1,6 +1,6 @@
-"""train(config): Algorithm 1 of DDPM (Ho et al. 2020, arXiv:2006.11239) under Accelerate, from data to a saved model.
+"""Algorithm 1 of DDPM (Ho et al. 2020, arXiv:2006.11239) under Accelerate, from a pipeline and data to a saved model.
 
-    data -> objective (scheduler.add_noise -> unet -> loss) -> optimizer, EMA -> hub.save
+    data -> pipeline.encode -> objective (scheduler.add_noise -> pipeline.denoise -> loss) -> optimizer, EMA -> hub.save
 
 Everything counts optimizer steps, on any number of ranks. What is drawn for a sample depends on (seed, its position in the run) alone,
 and dropout on (seed, forward pass, rank), never on the state of a global generator: that makes a resumed run the same run, bit for bit
@@ -13,6 +13,7 @@ where kernels are deterministic, as on a CPU.
     OUTPUT_DIR/samples/, logs/      grids drawn on the way, the tracker's files
 """
 
+import copy
 import json
 import logging
 import shutil
@@ -21,46 +22,71 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import broadcast_object_list
 from diffusers.optimization import get_scheduler
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
-from .. import hub, likelihood
+from .. import hub
 from ..data import SampleOrder, StreamedImages, collate_batch, load_image_dataset
 from ..hardware import describe_hardware
-from ..keys import mixed_key
-from ..modeling_ddpm_unet import DDPMUNet2DModel
-from ..objective import draw, drop_labels, training_losses
+from ..keys import draw, mixed_key
+from ..objective import drop_condition, make_objective
 from ..pipeline_ddpm_image import DDPMImagePipeline
-from ..scheduling_ddpm_noise import DDPMNoiseScheduler
 from . import checkpoints, validation
 from .config import TrainConfig
 from .ema import NUM_SNAPSHOTS, ExponentialAverage, PowerAverages, whole
 from .launch import StopSignals, is_sharded, leave, local_main_process_first, make_accelerator, obey_the_rank_alone
-from .presets import find_preset
+from .start import Start, find_start, make_pipeline
 
 logger = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig) -> Path:
     """Run `config` to its end, or to a SIGTERM or Ctrl-C, after which `resume=True` goes on. Returns the run's folder."""
-    return Trainer(config).run()
+    return make_trainer(config).run()
+
+
+def make_trainer(config: TrainConfig) -> "Trainer":
+    """The run that the command line asks for: its data, its pipeline, its objective."""
+    accelerator = make_accelerator(config)
+    check_folder(config)
+    start = find_start(config)
+    data = load_data(config, start, "train", accelerator)
+    pipeline = make_pipeline(start, data.class_names, config)
+    objective = make_objective(config.objective, pipeline.scheduler, config.snr_gamma)
+    held_out = load_held_out(config, start, data.class_names, accelerator)
+    return Trainer(pipeline, data, objective, config, held_out, accelerator)
 
 
 class Trainer:
-    """The parts of one run: made in `__init__`, after every check that can be made before work is done."""
+    """One run: trains the network of a pipeline.
 
-    def __init__(self, config: TrainConfig):
-        self.config, self.folder = config, Path(config.output_dir)
-        self.accelerator = make_accelerator(config)
+    Args:
+        pipeline: a `DDPMImagePipeline` with a `DDPMNoiseScheduler`, of any network; it is trained in place.
+        data: an `ImageDataset` or a `StreamedImages`, whose batches have what the pipeline's `encode` takes.
+        objective: a callable as `objective` describes it.
+        config: the options; `preset`, `init_from`, `dataset` and `objective` are told on the card only.
+        validation_data: an `ImageDataset` for the held-out loss, or None.
+    """
+
+    def __init__(self, pipeline, data, objective, config: TrainConfig, validation_data=None, accelerator=None):
+        self.data, self.objective, self.config, self.folder = data, objective, config, Path(config.output_dir)
+        self.validation_data = validation_data
+        self.accelerator = accelerator or make_accelerator(config)
         self.signals = StopSignals(self.accelerator)
-        checkpoint = self._open_folder()
-        self.data = self._load_data("train")
-        is_conditional = find_preset(config.preset).class_conditional
-        self.id2label = dict(enumerate(self.data.class_names or [])) if is_conditional else {}
-        self.scheduler = DDPMNoiseScheduler.from_config(config.parts()[1])
-        unet, self.eval_unet = self._make_unets()
+        check_folder(config)
+        checkpoint = broadcast_object_list([checkpoints.newest(self.folder) if config.resume else None])[0]
+        self.pipeline, self.scheduler = pipeline, pipeline.scheduler
+        if pipeline.takes and config.label_dropout and pipeline.null_label is None:
+            raise ValueError(
+                f"label_dropout={config.label_dropout}: this model has no null label; 0 trains without one."
+            )
+        unet, self.average = pipeline.unet, self._averaged(pipeline)
+        if not is_sharded(self.accelerator):  # FSDP2 wants its parameters contiguous
+            unet.to(memory_format=torch.channels_last)
+        if config.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
         optimizer = torch.optim.AdamW(
             unet.parameters(),
             lr=config.learning_rate,
@@ -86,20 +112,15 @@ class Trainer:
         stateful = (self.lr_scheduler, self.ema, self.averages)
         self.accelerator.register_for_checkpointing(*filter(None, stateful))
         self.step, self.began = self._load_checkpoint(checkpoint) if checkpoint else (0, time.perf_counter())
-        self.validation_data = None if config.streaming else self._load_validation_data()
 
-    def _make_unets(self) -> tuple[DDPMUNet2DModel, DDPMUNet2DModel]:
-        """The one that is trained, and one on this rank's device for the averaged weights."""
-        config, _ = self.config.parts()
-        if self.id2label:
-            config["num_class_embeds"] = len(self.id2label) + 1  # the last is the null label
-        set_seed(self.config.seed)
-        unet, eval_unet = (DDPMUNet2DModel.from_config(config) for _ in range(2))
-        if not is_sharded(self.accelerator):  # FSDP2 wants its parameters contiguous
-            unet.to(memory_format=torch.channels_last)
-        if self.config.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
-        return unet, eval_unet.eval().to(self.accelerator.device, memory_format=torch.channels_last)
+    def _averaged(self, pipeline: DDPMImagePipeline) -> DDPMImagePipeline:
+        """A pipeline with a network of its own, in eval mode, for the averaged weights: what is validated and saved."""
+        unet = copy.deepcopy(pipeline.unet).eval().requires_grad_(False)
+        average = DDPMImagePipeline(**{**pipeline.components, "unet": unet}, **pipeline.parameters)
+        average.set_progress_bar_config(disable=True)
+        average.to(self.accelerator.device)
+        unet.to(memory_format=torch.channels_last)
+        return average
 
     # ------------------------------------------------------------------ the loop
 
@@ -161,16 +182,12 @@ class Trainer:
             batch = next(batches)
             x_0 = batch["x_0"].to(device, memory_format=torch.channels_last, non_blocking=True)
             t, noise, uniform = draw(x_0, batch["position"], config.seed, len(self.scheduler))
-            labels = None
-            if self.id2label:
-                labels = batch["labels"].to(device, non_blocking=True)
-                labels = drop_labels(labels, uniform, config.label_dropout, null_label=len(self.id2label))
+            condition = self._condition(batch, uniform)
             with accelerator.accumulate(self.model):
                 forward = (self.step * config.gradient_accumulation_steps + i) * accelerator.num_processes
                 # Dropout's; keys from 0 on are the samples'.
                 torch.manual_seed(mixed_key(config.seed, -1 - forward - accelerator.process_index))
-                inputs = (x_0, t, noise, labels, config.snr_gamma, likelihood.bound_term)
-                loss = training_losses(self.model, self.scheduler, *inputs).mean()
+                loss = self.objective(self._denoise, self.scheduler, x_0, t, noise, condition).mean()
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     grad_norm = whole(accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm))
@@ -185,6 +202,16 @@ class Trainer:
             if self.averages:
                 self.averages.step()
         return torch.stack([total / config.gradient_accumulation_steps, grad_norm])
+
+    def _denoise(self, x_t: torch.Tensor, t: torch.Tensor, condition: dict) -> torch.Tensor:
+        return self.pipeline.denoise(x_t, t, condition, network=self.model)
+
+    def _condition(self, batch: dict, uniform: torch.Tensor) -> dict:
+        """The condition of a batch, at times its null (`label_dropout`). uniform: in [0, 1), (B,)."""
+        given = self.pipeline.encode(**{name: batch[name] for name in self.pipeline.takes}, batch_size=len(uniform))
+        if not (given and self.config.label_dropout):
+            return given
+        return drop_condition(given, self.pipeline.null(given), uniform < self.config.label_dropout)
 
     @property
     def total_batch_size(self) -> int:
@@ -231,22 +258,19 @@ class Trainer:
 
     # ------------------------------------------------------------------ looking at what was learnt
 
-    def pipeline(self) -> DDPMImagePipeline:
+    def averaged(self) -> DDPMImagePipeline:
         """The model as it would be saved now: the averaged weights, in eval mode."""
-        self.ema.copy_to(self.eval_unet.parameters())
-        scheduler = DDPMNoiseScheduler.from_config(self.scheduler.config)  # a copy: sampling changes its chain
-        pipeline = DDPMImagePipeline(self.eval_unet, scheduler, self.id2label or None)
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
+        self.ema.copy_to(self.average.unet.parameters())
+        return self.average
 
     def validate(self):
         """Report the held-out loss and draw the grid, which only the main process gets; returns them."""
-        config, accelerator, pipeline, figures = self.config, self.accelerator, self.pipeline(), {}
+        config, accelerator, pipeline, figures = self.config, self.accelerator, self.averaged(), {}
         if self.validation_data:
             num_images = min(config.num_validation_images, len(self.validation_data))
             figures = validation.held_out_loss(accelerator, pipeline, self.validation_data, num_images)
             accelerator.log(figures, step=self.step)
-        grid = validation.draw_samples(accelerator, pipeline, config.guidance_scale)
+        grid = validation.draw_samples(accelerator, pipeline)
         if grid is not None:
             path = self.folder / "samples" / f"step-{self.step}.png"
             path.parent.mkdir(exist_ok=True)
@@ -254,22 +278,6 @@ class Trainer:
         return figures, grid
 
     # ------------------------------------------------------------------ the run's folder
-
-    def _open_folder(self) -> Path | None:
-        """See that the folder is free for this run, or find the checkpoint to go on from."""
-        config, path = self.config, self.folder / "run.yaml"
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"output_dir={config.output_dir!r} is a file: a run is a folder.")
-        if path.exists() or (self.folder / "model_index.json").exists():
-            if not (config.resume and path.exists()):
-                raise ValueError(
-                    f"output_dir={config.output_dir!r} already holds a run: --resume goes on with it, another folder is a new one."
-                )
-            if different := config.differences(path):
-                raise ValueError(
-                    f"output_dir={config.output_dir!r} holds a run with another {', '.join(different)}: choose another folder."
-                )
-        return broadcast_object_list([checkpoints.newest(self.folder) if config.resume else None])[0]
 
     def save_checkpoint(self) -> None:
         """Write checkpoints/step-N, all of it or nothing, then remove the oldest."""
@@ -299,7 +307,7 @@ class Trainer:
         accelerator.wait_for_everyone()
 
     def _save_model(self, folder: Path, figures: dict[str, float] | None = None, **extras) -> None:
-        pipeline = self.pipeline()  # all ranks together: they may share its weights out
+        pipeline = self.averaged()  # all ranks together: they may share its weights out
         if not self.accelerator.is_main_process:
             return
         seconds, samples = time.perf_counter() - self.began, self.step * self.total_batch_size
@@ -369,33 +377,56 @@ class Trainer:
         """Where the run is pushed to."""
         return self.config.hub_model_id or self.folder.resolve().name
 
-    # ------------------------------------------------------------------ data, signals, messages
-
-    def _load_data(self, split: str):
-        config, (unet, _) = self.config, self.config.parts()
-        columns: dict = {"image_column": config.image_column, "label_column": config.label_column}
-        shape: dict = {"num_channels": unet["in_channels"], "image_size": unet["sample_size"]}
-        with local_main_process_first(self.accelerator):  # it fills the machine's cache, the others read it
-            data = load_image_dataset(config.dataset, split=split, streaming=config.streaming, **columns, **shape)
-        if split == "train" and config.random_flip:
-            data.flip_seed = config.seed
-        if isinstance(data, StreamedImages):
-            data.shard(config.seed, self.accelerator.process_index, self.accelerator.num_processes)
-        return data
-
-    def _load_validation_data(self):
-        if not self.config.num_validation_images:
-            return None
-        try:
-            data = self._load_data("test")
-        except ValueError as error:
-            logger.warning(f"No held-out loss: {error}")
-            return None
-        if data.class_names != self.data.class_names:
-            logger.warning(f"No held-out loss: the held-out images have classes of their own, {data.class_names}.")
-            return None
-        return data
-
     def _say(self, message: str) -> None:
         if self.accelerator.is_main_process:
             tqdm.write(message)
+
+
+# ---------------------------------------------------------------------- what a run of the command line is made of
+
+
+def check_folder(config: TrainConfig) -> None:
+    """See that the run's folder is free for it, or holds this very run."""
+    folder = Path(config.output_dir)
+    path = folder / "run.yaml"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output_dir={config.output_dir!r} is a file: a run is a folder.")
+    if not (path.exists() or (folder / "model_index.json").exists()):
+        return
+    if not (config.resume and path.exists()):
+        raise ValueError(
+            f"output_dir={config.output_dir!r} already holds a run: --resume goes on with it, another folder is a new one."
+        )
+    if different := config.differences(path):
+        raise ValueError(
+            f"output_dir={config.output_dir!r} holds a run with another {', '.join(different)}: choose another folder."
+        )
+
+
+def load_data(config: TrainConfig, start: Start, split: str, accelerator):
+    """The images of a split, as the run's network takes them."""
+    columns: dict = {"image_column": config.image_column, "label_column": config.label_column}
+    with local_main_process_first(accelerator):  # it fills the machine's cache, the others read it
+        data = load_image_dataset(
+            config.dataset, split=split, streaming=config.streaming, **columns, **start.image_shape
+        )
+    if split == "train" and config.random_flip:
+        data.flip_seed = config.seed
+    if isinstance(data, StreamedImages):
+        data.shard(config.seed, accelerator.process_index, accelerator.num_processes)
+    return data
+
+
+def load_held_out(config: TrainConfig, start: Start, class_names: list[str] | None, accelerator):
+    """The images of the held-out loss; None, with a warning, where there are none of these classes."""
+    if config.streaming or not config.num_validation_images:
+        return None
+    try:
+        data = load_data(config, start, "test", accelerator)
+    except ValueError as error:
+        logger.warning(f"No held-out loss: {error}")
+        return None
+    if data.class_names != class_names:
+        logger.warning(f"No held-out loss: the held-out images have classes of their own, {data.class_names}.")
+        return None
+    return data

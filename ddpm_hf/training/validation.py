@@ -10,7 +10,8 @@ import torch
 from accelerate.utils import gather_object
 
 from ..images import labelled_grid
-from ..objective import draw, training_losses
+from ..keys import draw
+from ..objective import simple
 
 NUM_BUCKETS = 10  # of timesteps, in the held-out loss
 IMAGES_PER_CLASS = 8  # in the sample grid
@@ -27,8 +28,8 @@ def held_out_loss(accelerator, pipeline, data, num_images: int) -> dict[str, flo
             batch = data[indices]
             x_0 = batch["x_0"].to(accelerator.device)
             t, noise, _ = draw(x_0, torch.tensor(indices), 0, len(scheduler))
-            labels = batch["labels"].to(x_0.device) if pipeline.id2label else None
-            losses = training_losses(pipeline.unet, scheduler, x_0, t, noise, labels)
+            condition = pipeline.encode(**{name: batch[name] for name in pipeline.takes}, batch_size=len(indices))
+            losses = simple(pipeline.denoise, scheduler, x_0, t, noise, condition)
             found += list(zip(t.tolist(), losses.tolist()))
     t, losses = map(torch.tensor, zip(*gather_object(found)))
     buckets = t * NUM_BUCKETS // len(scheduler)
@@ -36,7 +37,7 @@ def held_out_loss(accelerator, pipeline, data, num_images: int) -> dict[str, flo
     return {"validation_loss": losses.mean().item()} | means
 
 
-def draw_samples(accelerator, pipeline, guidance_scale: float):
+def draw_samples(accelerator, pipeline):
     """A grid of samples as a PIL image, a row for each of the first classes; None but on the main process."""
     id2label = dict(islice(pipeline.id2label.items(), MAX_ROWS))
     labels = [label for label in id2label for _ in range(IMAGES_PER_CLASS)] or [None] * 64
@@ -45,8 +46,7 @@ def draw_samples(accelerator, pipeline, guidance_scale: float):
         for start in range(0, len(mine), 64):
             seeds, mine_labels = zip(*mine[start : start + 64])
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            guided = {"class_labels": list(mine_labels), "guidance_scale": guidance_scale} if id2label else {}
-            images += pipeline(len(seeds), generators, **guided).images
+            images += pipeline(len(seeds), generators, class_labels=list(mine_labels) if id2label else None).images
     images = gather_object(images)
     if not accelerator.is_main_process:
         return None

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 OPTIONS = {1: {"train_batch_size": 48}, 2: {"train_batch_size": 24}}  # by the number of ranks
 OPTIONS = {ranks: options | {"gradient_accumulation_steps": 2} for ranks, options in OPTIONS.items()}
 MOMENTS = {
-    "between the passes of a step": ("ddpm_hf.training.trainer:training_losses", 8),
+    "between the passes of a step": ("ddpm_hf.training.trainer:Trainer._condition", 8),
     "before the optimizer": ("torch.optim:AdamW.step", 5),
     "in the first save": ("accelerate.accelerator:save_accelerator_state", 1),
     "in a save, before the optimizer's state": ("accelerate.accelerator:save_accelerator_state", 2),
@@ -65,7 +65,7 @@ def test_killed_at_any_moment(whole, tmp_path, num_ranks, moment, record_propert
 @pytest.mark.parametrize("num_ranks", [1, 2])
 def test_sigterm_saves_and_leaves(whole, tmp_path, num_ranks):
     options = OPTIONS[num_ranks]
-    moment = (terminate, "ddpm_hf.training.trainer:training_losses", 5)
+    moment = (terminate, "ddpm_hf.training.trainer:Trainer._condition", 5)
     assert run(tmp_path, num_ranks, interrupt=moment, **options) == [0] * num_ranks
     last_line = (tmp_path / "out-0.txt").read_text().strip().splitlines()[-1]
     assert last_line == "Stopped by SIGTERM at step 3, saved. --resume goes on."
@@ -79,7 +79,7 @@ def test_another_accumulation_goes_on_at_the_next_step(tmp_path, record_property
     assert run(tmp_path / "whole", **OPTIONS[1], **options) == [0]
     moment = (
         terminate,
-        "ddpm_hf.training.trainer:training_losses",
+        "ddpm_hf.training.trainer:Trainer._condition",
         5,
     )  # in step 3: an odd number of steps, of 2 passes
     assert run(tmp_path / "other", interrupt=moment, **OPTIONS[1], **options) == [0]
@@ -221,7 +221,7 @@ def test_accelerate_reads_its_configs(name, kind, num_machines, num_processes):
 def test_ranks_agree_that_there_are_no_held_out_images(tmp_path):
     """The first rank finds it out while the others wait for it."""
     options = {
-        "dataset": str(ROOT / "tests" / "data" / "imagefolder"),
+        "dataset": str(ROOT / "tests" / "assets" / "imagefolder"),
         "num_validation_images": 8,
         "max_train_steps": 2,
     }

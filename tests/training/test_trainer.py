@@ -24,12 +24,13 @@ from training_fixtures import tiny
 
 from ddpm_hf import DDPMImagePipeline, hub
 from ddpm_hf.data import load_image_dataset
-from ddpm_hf.training import Trainer, checkpoints, train
+from ddpm_hf.training import checkpoints
 from ddpm_hf.training import config as config_module
 from ddpm_hf.training import trainer as training
 from ddpm_hf.training.config import TrainConfig, parse_args
 from ddpm_hf.training.launch import make_accelerator
-from ddpm_hf.training.presets import PRESETS
+from ddpm_hf.training.presets import PRESETS, find_preset
+from ddpm_hf.training.trainer import make_trainer, train
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import average
@@ -69,7 +70,7 @@ def test_resume_gives_the_same_bits(tmp_path):
     options = {"mixed_precision": "no", "gradient_accumulation_steps": 2, "train_batch_size": 48}
     whole = train(tiny(tmp_path / "whole", **options))  # 96 of 256 images a step: steps straddle epochs
     half = tiny(tmp_path / "half", **options, checkpointing_steps=3)
-    trainer, calls = Trainer(half), []
+    trainer, calls = make_trainer(half), []
 
     def die(batches, train_step=trainer.train_step):
         calls.append(1)
@@ -92,7 +93,7 @@ def test_accumulation_is_the_same_run_as_one_large_batch(tmp_path):
 
 
 def test_ctrl_c_saves_and_resume_goes_on(tmp_path, capsys):
-    trainer = Trainer(tiny(tmp_path))
+    trainer = make_trainer(tiny(tmp_path))
     step = trainer.train_step
 
     def interrupted(batches):
@@ -103,16 +104,16 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path, capsys):
     trainer.train_step = interrupted
     trainer.run()
     assert "Stopped by SIGINT at step 3" in capsys.readouterr().out
-    assert Trainer(tiny(tmp_path, resume=True)).step == 3
+    assert make_trainer(tiny(tmp_path, resume=True)).step == 3
 
 
 def test_a_run_goes_on_longer_but_not_with_other_batches(tmp_path):
     folder = train(tiny(tmp_path, max_train_steps=3))
-    longer = Trainer(tiny(tmp_path, resume=True, max_train_steps=12))
+    longer = make_trainer(tiny(tmp_path, resume=True, max_train_steps=12))
     assert longer.ema.decay == longer.config.ema_decay == pytest.approx(0.95)
     assert longer.ema.decay > tiny(tmp_path, max_train_steps=3).ema_decay
     with pytest.raises(ValueError, match="train_batch_size=4 makes steps of 4 images .* have 8"):
-        Trainer(tiny(tmp_path, resume=True, train_batch_size=4))
+        make_trainer(tiny(tmp_path, resume=True, train_batch_size=4))
     told = yaml.safe_load((folder / "training_config.yaml").read_text())
     assert told["max_train_steps"] == 3 and not {"resume", "push_to_hub"} & set(told)
 
@@ -121,15 +122,15 @@ def test_a_truncated_checkpoint_is_passed_over(tmp_path, caplog):
     folder = train(tiny(tmp_path, checkpointing_steps=3))
     weights = folder / "checkpoints" / "step-6" / "state" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    assert Trainer(tiny(tmp_path, resume=True)).step == 3
+    assert make_trainer(tiny(tmp_path, resume=True)).step == 3
     assert "step-6 is not whole" in caplog.text
     (folder / "checkpoints" / "step-3" / "state" / "manifest.json").unlink()
     with pytest.raises(ValueError, match="no checkpoint in .* is whole"):
-        Trainer(tiny(tmp_path, resume=True))
+        make_trainer(tiny(tmp_path, resume=True))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(tmp_path):
-    trainer = Trainer(tiny(tmp_path, logging_steps=3, checkpointing_steps=2))
+    trainer = make_trainer(tiny(tmp_path, logging_steps=3, checkpointing_steps=2))
     step = trainer.train_step
     trainer.train_step = lambda batches: step(batches) * (float("nan") if trainer.step == 4 else 1)
     with pytest.raises(FloatingPointError, match="step 5.*step-4"):
@@ -137,7 +138,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(tmp_path):
 
 
 def test_a_step_that_fp16_skips_moves_neither_schedule_nor_averages(tmp_path, monkeypatch):
-    trainer = Trainer(tiny(tmp_path, ema_sigma_rels=[0.1]))
+    trainer = make_trainer(tiny(tmp_path, ema_sigma_rels=[0.1]))
     batches = iter(trainer._loader())
 
     def moved() -> tuple[int, int, int]:
@@ -155,7 +156,7 @@ def test_fp16_skips_a_step_that_overflows(tmp_path, monkeypatch):
     accelerator = make_accelerator(config)
     monkeypatch.setattr(training, "make_accelerator", lambda _: accelerator)
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=float("inf"))
-    trainer = Trainer(replace(config, mixed_precision="fp16"))
+    trainer = make_trainer(replace(config, mixed_precision="fp16"))
     batches, before = iter(trainer._loader()), [p.detach().clone() for p in trainer.model.parameters()]
     assert trainer.train_step(batches)[1] == 0 and trainer.lr_scheduler.last_epoch == 0
     assert all(map(torch.equal, trainer.model.parameters(), before))
@@ -165,11 +166,11 @@ def test_fp16_skips_a_step_that_overflows(tmp_path, monkeypatch):
 
 def test_a_resumed_run_follows_the_options_that_it_is_given(tmp_path):
     train(tiny(tmp_path, max_train_steps=3, ema_sigma_rels=[0.1]))
-    whole = Trainer(tiny(tmp_path, resume=True, max_train_steps=3, ema_sigma_rels=[0.1]))
+    whole = make_trainer(tiny(tmp_path, resume=True, max_train_steps=3, ema_sigma_rels=[0.1]))
     new = {"learning_rate": 1e-5, "adam_beta2": 0.9, "weight_decay": 0.0, "max_train_steps": 6, "lr_warmup_steps": 2}
-    trainer = Trainer(tiny(tmp_path, resume=True, ema_sigma_rels=[0.1], **new))
+    trainer = make_trainer(tiny(tmp_path, resume=True, ema_sigma_rels=[0.1], **new))
     (group,) = trainer.optimizer.param_groups
-    fresh = Trainer(tiny(tmp_path / "fresh", **new))
+    fresh = make_trainer(tiny(tmp_path / "fresh", **new))
     for _ in range(3):
         fresh.lr_scheduler.step()
     assert 0 < group["lr"] == fresh.lr_scheduler.get_last_lr()[0] == trainer.lr_scheduler.get_last_lr()[0] < 1e-5
@@ -202,7 +203,7 @@ def test_old_checkpoints_go(tmp_path):
     folder = train(tiny(tmp_path, checkpointing_steps=1, checkpoints_total_limit=2))
     assert sorted(path.name for path in folder.glob("checkpoints/*")) == ["step-5", "step-6"]
     (folder / "checkpoints" / "step-6" / "state" / "model.safetensors").unlink()
-    trainer = Trainer(tiny(tmp_path, resume=True, checkpoints_total_limit=1, max_train_steps=7))
+    trainer = make_trainer(tiny(tmp_path, resume=True, checkpoints_total_limit=1, max_train_steps=7))
     trainer.save_checkpoint()  # as a signal would before step 6: the broken one counts for nothing
     assert [path.name for path in folder.glob("checkpoints/*")] == ["step-5"]
 
@@ -221,7 +222,7 @@ def test_a_learned_variance_is_learned(tmp_path):
     """Doubled channels through weighing, bf16, validation and sampling; the variance's weights leave their first values."""
     tiny_preset = PRESETS["tiny"]
     tiny_preset.unet["out_channels"], tiny_preset.scheduler["variance_type"] = 2, "learned_range"
-    trainer = Trainer(tiny(tmp_path, snr_gamma=5.0, mixed_precision="bf16"))
+    trainer = make_trainer(tiny(tmp_path, snr_gamma=5.0, mixed_precision="bf16"))
     before = trainer.model.conv_out.weight.detach().clone()
     trainer.run()
     figures, _ = trainer.validate()
@@ -248,7 +249,7 @@ def test_a_run_chooses_what_is_predicted(tmp_path, options):
     assert pipe.unet.config.out_channels == (2 if "variance_type" in options else 1)
     assert (pipe.scheduler.alphas_cumprod[-1] == 0) == ("rescale_betas_zero_snr" in options)
     with pytest.raises(ValueError, match="another prediction_type"):
-        Trainer(tiny(tmp_path, resume=True))
+        make_trainer(tiny(tmp_path, resume=True))
 
 
 def test_sample_takes_a_name_before_a_number():
@@ -268,7 +269,7 @@ def test_resume_never_replaces_a_model_that_is_no_run(tmp_path):
     train(tiny(tmp_path, max_train_steps=1))
     (tmp_path / "run" / "run.yaml").unlink()
     with pytest.raises(ValueError, match="already holds"):
-        Trainer(tiny(tmp_path, resume=True))
+        make_trainer(tiny(tmp_path, resume=True))
 
 
 def test_sample_script(tmp_path, monkeypatch):
@@ -303,21 +304,21 @@ def test_sample_draws_classes_without_names(tmp_path, monkeypatch):
 )
 def test_refused_before_any_work(tmp_path, options, message):
     with pytest.raises((ValueError, OSError), match=message):
-        Trainer(tiny(tmp_path, **options))
+        make_trainer(tiny(tmp_path, **options))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_that_holds_another_run_is_refused(tmp_path):
     train(tiny(tmp_path, max_train_steps=1))
     with pytest.raises(ValueError, match="already holds a run"):
-        Trainer(tiny(tmp_path))
+        make_trainer(tiny(tmp_path))
     with pytest.raises(ValueError, match="another seed, torch_compile:"):
-        Trainer(tiny(tmp_path, seed=1, torch_compile=True, resume=True))
+        make_trainer(tiny(tmp_path, seed=1, torch_compile=True, resume=True))
     preset, model = PRESETS["tiny"], tmp_path / "model"
     UNet2DModel(**preset.unet).save_config(model / "unet")
     DDIMScheduler(num_train_timesteps=10).save_config(model / "scheduler")
     with pytest.raises(ValueError, match="another preset:"):
-        Trainer(tiny(tmp_path, preset=str(model), resume=True))
+        make_trainer(tiny(tmp_path, preset=str(model), resume=True))
     another = {"mixed_precision": "fp16"}
     assert tiny(tmp_path, **another).differences(tmp_path / "run" / "run.yaml") == ["mixed_precision"]
     assert tiny(tmp_path, mixed_precision="no").differences(tmp_path / "run" / "run.yaml") == []
@@ -331,23 +332,23 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path):
     content = gzip.decompress(labels.read_bytes())
     labels.write_bytes(gzip.compress(content[:-1] + bytes([(content[-1] + 1) % 10])))
     with pytest.raises(ValueError, match="data' does not hold the images that .*step-1 was trained on"):
-        Trainer(tiny(tmp_path, **options, resume=True))
+        make_trainer(tiny(tmp_path, **options, resume=True))
 
 
 def test_the_same_run_in_other_words_goes_on(tmp_path):
     """The preset's own values named, and the same images at another path; run.yaml is one of an earlier version."""
     folder = train(tiny(tmp_path, max_train_steps=1))
     path, shown = folder / "run.yaml", yaml.safe_load((folder / "run.yaml").read_text())
-    assert shown["prediction_type"] is shown["variance_type"] is None
+    assert not {"prediction_type", "variance_type"} & set(shown)
     path.write_text(yaml.safe_dump(shown | {"of_an_earlier_version": 1}))
     shutil.copytree(ASSETS / "idx", tmp_path / "copy")
     words = {"prediction_type": "epsilon", "variance_type": "fixed_small", "dataset": str(tmp_path / "copy")}
-    assert Trainer(tiny(tmp_path, **words, resume=True)).step == 1
+    assert make_trainer(tiny(tmp_path, **words, resume=True)).step == 1
     TrainConfig("cifar10").save(path)  # which names no number of channels
     assert TrainConfig("cifar10", prediction_type="epsilon", variance_type="fixed_large").differences(path) == []
     path.write_text(yaml.safe_dump(shown | {"preset": "of an earlier version"}))
     with pytest.raises(ValueError, match="another preset:"):
-        Trainer(tiny(tmp_path, resume=True))
+        make_trainer(tiny(tmp_path, resume=True))
 
 
 def test_a_network_with_classes_is_not_the_same_without(tmp_path):
@@ -371,14 +372,14 @@ def test_a_checkpoint_with_its_parameters_in_another_order_is_refused(tmp_path):
     for parameters in (facts["parameters"][::-1], None):
         manifest.write_text(json.dumps(facts | {"parameters": parameters}))
         with pytest.raises(ValueError, match="step-1 is of another version of ddpm_hf"):
-            Trainer(tiny(tmp_path, resume=True))
+            make_trainer(tiny(tmp_path, resume=True))
 
 
 def test_a_lone_rank_of_a_larger_launch_is_refused(tmp_path, monkeypatch):
     for name, value in {"MASTER_PORT": "29500", "ACCELERATE_MIXED_PRECISION": "no"}.items():
         monkeypatch.setenv(name, value)  # what `accelerate launch --cpu --num_processes 2` leaves its one process
     with pytest.raises(ValueError, match="2 ranks.* where your shell exports MASTER_PORT, unset it for a single rank"):
-        Trainer(tiny(tmp_path))
+        make_trainer(tiny(tmp_path))
 
 
 @pytest.mark.parametrize("distributed_type", ["MULTI_GPU", "FSDP", "DEEPSPEED"])
@@ -391,7 +392,7 @@ def test_what_would_not_train_as_asked_is_refused(tmp_path, monkeypatch, distrib
     with pytest.raises(
         ValueError, match="FSDP was asked for" if distributed_type == "MULTI_GPU" else "fsdp_version: 2"
     ):
-        Trainer(tiny(tmp_path))
+        make_trainer(tiny(tmp_path))
 
 
 def test_streamed_images_are_flipped_and_resume(tmp_path):
@@ -401,7 +402,7 @@ def test_streamed_images_are_flipped_and_resume(tmp_path):
         "mixed_precision": "no",
         "train_batch_size": 2,
     }
-    whole, half = (Trainer(tiny(tmp_path / name, **options)) for name in ("whole", "half"))
+    whole, half = (make_trainer(tiny(tmp_path / name, **options)) for name in ("whole", "half"))
     step = half.train_step
 
     def interrupted(batches):
@@ -415,7 +416,7 @@ def test_streamed_images_are_flipped_and_resume(tmp_path):
     assert half.step == 3
     (another := tmp_path / "half" / "run" / "checkpoints" / "step-3" / "state" / "stream-1.json").write_text("{}")
     with pytest.raises(ValueError, match="on 1 rank.* keeps the place of 2 .*resume on 2"):
-        Trainer(tiny(tmp_path / "half", **options, resume=True))
+        make_trainer(tiny(tmp_path / "half", **options, resume=True))
     another.unlink()
     assert difference(folder, train(tiny(tmp_path / "half", **options, resume=True))) == 0
 
@@ -430,12 +431,12 @@ def test_configs_from_the_command_line_and_yaml(tmp_path, capsys):
     for arguments, message in [
         (["--preset", "nope"], "preset='nope': choose one of fashion-mnist-quick"),
         (["--train_batch_size", "0"], "train_batch_size=0"),
-        (["--lr_scheduler", "cosin"], "lr_scheduler='cosin': choose one of cosine"),
+        (["--lr_scheduler", "cosin"], "invalid choice: 'cosin' (choose from 'cosine'"),
         (["--lr_warmup_steps", "20", "--max_train_steps", "10"], "at most max_train_steps=10"),
         (["--snr_gamma", "-5"], "snr_gamma=-5.0 must be at least 0"),
         (["--ema_sigma_rels", "0.1", "0.3"], "ema_sigma_rels=[0.1, 0.3] must be a list of numbers above 0"),
         (["missing.yaml"], "missing.yaml"),
-        (["--prediction_type", "score"], "prediction_type='score': choose one of epsilon, sample"),
+        (["--prediction_type", "score"], "invalid choice: 'score' (choose from 'epsilon', 'sample'"),
         (
             ["--prediction_type", "epsilon", "--rescale_betas_zero_snr"],
             "choose prediction_type sample or v_prediction",
@@ -515,8 +516,8 @@ def test_snapshots_of_a_compiled_model_under_ddp_have_a_saved_models_names(tmp_p
     """Accelerate does not see a compiled module inside of DDP, and leaves it wrapped."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     monkeypatch.setattr(Accelerator, "unwrap_model", lambda self, model, **options: model)
-    trainer = Trainer(tiny(tmp_path, ema_sigma_rels=[0.1], torch_compile=True))
-    assert trainer.averages.parameters.keys() == dict(trainer.eval_unet.named_parameters()).keys()
+    trainer = make_trainer(tiny(tmp_path, ema_sigma_rels=[0.1], torch_compile=True))
+    assert trainer.averages.parameters.keys() == dict(trainer.average.unet.named_parameters()).keys()
 
 
 def test_the_configs_of_a_stock_model_are_a_preset(tmp_path, monkeypatch):
@@ -533,7 +534,7 @@ def test_the_configs_of_a_stock_model_are_a_preset(tmp_path, monkeypatch):
     assert (len(pipe.scheduler), pipe.scheduler.config.prediction_type) == (20, "v_prediction")
     monkeypatch.chdir(tmp_path / "run")  # the command on the card, in a clone of the model's repo
     again = parse_args(["training_config.yaml"])
-    assert again.preset == "." and again.parts()[0]["out_channels"] == 2
+    assert again.preset == "." and again.choose(find_preset(".")).unet["out_channels"] == 2
     assert (
         "accelerate launch --num_processes 1 ../ddpm_hf/scripts/train.py training_config.yaml"
         in Path("README.md").read_text()
@@ -544,7 +545,8 @@ def test_a_preset_may_have_all_in_its_root(tmp_path):
     """The layout of google/ddpm-*."""
     UNet2DModel(**TINY_UNET).save_config(tmp_path)
     DDIMScheduler(num_train_timesteps=20).save_config(tmp_path)
-    unet, scheduler = TrainConfig(str(tmp_path)).parts()
+    chosen = TrainConfig(str(tmp_path)).choose(find_preset(str(tmp_path)))
+    unet, scheduler = chosen.unet, chosen.scheduler
     assert unet["sample_size"] == TINY_UNET["sample_size"] and scheduler["num_train_timesteps"] == 20
 
 

@@ -1,0 +1,81 @@
+"""What a run starts from: a fresh network of a preset, or the trained weights of a saved model."""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from accelerate.utils import set_seed
+from diffusers import UNet2DModel
+
+from .. import hub
+from ..pipeline_ddpm_image import DDPMImagePipeline
+from ..scheduling_ddpm_noise import DDPMNoiseScheduler
+from .config import TrainConfig
+from .presets import FINE_TUNING, Preset, find_preset, preset_of
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Start:
+    """A preset with the run's own choices, and the model whose weights are taken over, if there is one."""
+
+    preset: Preset
+    source: DDPMImagePipeline | None
+
+    @property
+    def image_shape(self) -> dict:
+        """Channels and size of the images, as arguments of `load_image_dataset`."""
+        return {"num_channels": self.preset.unet["in_channels"], "image_size": self.preset.unet["sample_size"]}
+
+
+def find_start(config: TrainConfig) -> Start:
+    """Raises ValueError or HubError where --init_from names no model."""
+    source = hub.load(config.init_from) if config.init_from else None
+    if config.preset:
+        preset = find_preset(config.preset)
+    else:
+        configs = dict(source.unet.config), dict(source.scheduler.config)
+        sampling = {name: value for name, value in source.sampling.items() if name != "guidance_scale"}
+        preset = preset_of(
+            *configs, FINE_TUNING, network=type(source.unet), **({"sampling": sampling} if sampling else {})
+        )
+    return Start(config.choose(preset), source)
+
+
+def make_pipeline(start: Start, class_names: list[str] | None, config: TrainConfig) -> DDPMImagePipeline:
+    """The pipeline that is trained: with a class for each name where the preset is conditional, and the last label as null."""
+    preset, unet_config, sampling = start.preset, dict(start.preset.unet), dict(start.preset.sampling)
+    id2label = dict(enumerate(class_names or [])) if preset.class_conditional else {}
+    if id2label:
+        sampling["guidance_scale"] = config.guidance_scale
+        if issubclass(preset.network, UNet2DModel):
+            unet_config["num_class_embeds"] = len(id2label) + 1
+    set_seed(config.seed)
+    unet = preset.network.from_config(unet_config)
+    pipeline = DDPMImagePipeline(unet, DDPMNoiseScheduler.from_config(preset.scheduler), id2label or None, sampling)
+    if id2label and pipeline.null_label is None:
+        raise ValueError(
+            f"preset={config.preset!r}: its network knows {pipeline.num_labels} labels; {len(id2label)} classes need one more, the null label."
+        )
+    if start.source:
+        take_over(pipeline, start.source, config.init_from)
+    return pipeline
+
+
+def take_over(pipeline: DDPMImagePipeline, source: DDPMImagePipeline, name: str) -> None:
+    """Copy the weights of `source` that fit; those that do not are new, and named in one line.
+
+    A class table fits where the classes are the same ones.
+    """
+    state, trained = pipeline.unet.state_dict(), source.unet.state_dict()
+    fits = {key: value for key, value in trained.items() if key in state and state[key].shape == value.shape}
+    if source.id2label != pipeline.id2label:
+        fits = {key: value for key, value in fits.items() if not key.startswith("class_embedding.")}
+    if not fits:
+        raise ValueError(f"init_from={name!r}: none of its weights fit this network.")
+    with torch.no_grad():
+        for key, value in fits.items():
+            state[key].copy_(value)
+    new = sorted(state.keys() - fits.keys())
+    logger.warning(f"init_from={name!r}: {len(fits)} tensors taken over; made anew: {', '.join(new) or 'none'}.")
