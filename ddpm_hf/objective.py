@@ -9,13 +9,17 @@ An objective is a function (denoise, scheduler, x_0, t, noise, condition) -> los
     x_0         float32 (B, C, H, W) in [-1, 1];  noise: like x_0;  t: int64 (B,)
     condition   keyword tensors of the network, batch first
     losses      float32 (B,)
+One that changes over the run has an attribute `progress`, the share of the run that is done, set before each step; one whose network is to
+be sampled in another way has a method `student`.
 Everything but the network runs in float32, whatever the autocast dtype. `keys` draws t and noise; `training` takes the gradient step.
 """
 
+import copy
 from collections.abc import Callable
 from functools import partial
 
 import torch
+from diffusers import LCMScheduler
 from diffusers.training_utils import compute_snr
 
 from .likelihood import bound_term
@@ -45,14 +49,78 @@ def hybrid(denoise, scheduler, x_0, t, noise, condition, *, snr_gamma: float = 0
     return _simple(output, scheduler, x_0, t, noise, snr_gamma) + bound
 
 
-OBJECTIVES: dict[str, Objective] = {"simple": simple, "hybrid": hybrid}
+class Consistency:
+    """Consistency tuning and distillation (Song et al. 2023, arXiv:2303.01469; ECT, arXiv:2406.14548): x_0 in few steps.
+
+        f(x_t, t) = f(x_r, r),  r < t on the same path;   loss = |f(x_t, t) - stopgrad f(x_r, r)| / (kappa_t - kappa_r)
+
+    f is the network's x_0, kappa = sqrt(1 - abar) / sqrt(abar) the noise over the signal. r comes nearer to t as the run goes on
+    (ECT Eq. 15): kappa_r = kappa_t (1 - n / q), n = 1 + 8 sigmoid(-kappa_t), q = 8, 16, 32, 64. Where kappa_r is below ANCHOR the target
+    is x_0 itself: without this end the constant function is a solution.
+
+    Args:
+        pipeline: the trained model; its weights as they are now are the teacher's.
+        guidance: the path follows the teacher's x_0 under this guidance scale (distillation), so that the student needs none;
+            None is the straight line from x_0 to its noise (tuning), with no teacher.
+    """
+
+    ANCHOR, LEAST_GAP = 0.15, 0.2
+
+    def __init__(self, pipeline, guidance: float | None = None):
+        self.pipeline, self.guidance, self.progress = pipeline, guidance, 0.0
+        self.teacher = None if guidance is None else copy.deepcopy(pipeline.unet).eval().requires_grad_(False)
+        abar = pipeline.scheduler.alphas_cumprod.double()
+        self.kappa = ((1 - abar) / abar).sqrt()
+        uniform = (torch.arange(len(abar), dtype=torch.float64) + 0.5) / len(abar)
+        wanted = torch.distributions.Normal(0.5, 2.0).icdf(uniform).exp()  # kappa_t is log-normal
+        self.t_of = torch.searchsorted(self.kappa, wanted).clamp(1, len(abar) - 1)
+
+    def __call__(self, denoise, scheduler, x_0, t, noise, condition) -> torch.Tensor:
+        kappa, t = self.kappa.to(t.device), self.t_of.to(t.device)[t]
+        q = 8 * 2 ** int(4 * self.progress)
+        wanted = kappa[t] * (1 - (1 + 8 * torch.sigmoid(-kappa[t])) / q)
+        r = torch.minimum((torch.searchsorted(kappa, wanted, right=True) - 1).clamp(min=0), t - 1)
+        x_t = scheduler.add_noise(x_0, noise, t)
+        with torch.no_grad(), torch.random.fork_rng(_cuda(x_0)):  # the same dropout on both sides
+            x_r = scheduler.add_noise(x_0, noise, r)
+            if self.teacher is not None:
+                guided = self._guided(scheduler, x_t, t, condition)
+                x_r = scheduler.add_noise(guided, self._noise(scheduler, x_t, guided, t), r)  # a DDIM step, Eq. 12
+            target = scheduler.predict_x_0(denoise(x_r, r, condition), r, x_r).clamp(-1, 1)
+            target = torch.where((kappa[r] < self.ANCHOR).view(-1, 1, 1, 1), x_0, target)
+        student = scheduler.predict_x_0(denoise(x_t, t, condition), t, x_t)
+        distance = ((student - target).square().mean(dim=(1, 2, 3)) + 1e-8).sqrt()
+        return distance / (kappa[t] - kappa[r]).clamp(min=self.LEAST_GAP).float()
+
+    def _guided(self, scheduler, x_t, t, condition) -> torch.Tensor:
+        """The teacher's x_0 under guidance."""
+        given, null = (
+            scheduler.predict_x_0(self.pipeline.denoise(x_t, t, words, network=self.teacher), t, x_t)
+            for words in (condition, self.pipeline.null(condition))
+        )
+        return (null + self.guidance * (given - null)).clamp(-1, 1)
+
+    @staticmethod
+    def _noise(scheduler, x_t, x_0, t) -> torch.Tensor:
+        """Eq. 4 solved for the noise."""
+        mean, variance = scheduler.q_mean_variance(x_0, t)
+        return (x_t - mean) / variance.sqrt()
+
+    def student(self, pipeline) -> dict:
+        """What a saved student has in place of the trained pipeline's: LCM's rule (arXiv:2310.04378), x_s = a_s x_0 + s_s z, in four steps."""
+        return {
+            "scheduler": LCMScheduler.from_config(pipeline.scheduler.config),
+            "sampling": {"num_inference_steps": 4, "guidance_scale": 1.0},
+        }
 
 
-def make_objective(name: str | None, scheduler, snr_gamma: float = 0.0) -> Objective:
-    """The objective of a run. None is hybrid where the scheduler's variance is learned, and simple elsewhere."""
+def make_objective(name: str | None, pipeline, snr_gamma: float = 0.0, guidance: float | None = None) -> Objective:
+    """The objective of a run, by its name. None is hybrid where the variance is learned, and simple elsewhere."""
+    if name == "consistency":
+        return Consistency(pipeline, guidance)
     if name is None:
-        name = "hybrid" if scheduler.config.variance_type.startswith("learned") else "simple"
-    return partial(OBJECTIVES[name], snr_gamma=snr_gamma)
+        name = "hybrid" if pipeline.scheduler.config.variance_type.startswith("learned") else "simple"
+    return partial({"simple": simple, "hybrid": hybrid}[name], snr_gamma=snr_gamma)
 
 
 def drop_condition(given: dict, null: dict, dropped: torch.Tensor) -> dict:
@@ -61,6 +129,10 @@ def drop_condition(given: dict, null: dict, dropped: torch.Tensor) -> dict:
         name: torch.where(dropped.view(-1, *[1] * (value.ndim - 1)), null[name], value)
         for name, value in given.items()
     }
+
+
+def _cuda(x: torch.Tensor) -> list:
+    return [x.device] if x.device.type == "cuda" else []
 
 
 def _simple(output: torch.Tensor, scheduler, x_0, t, noise, snr_gamma: float) -> torch.Tensor:

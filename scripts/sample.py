@@ -17,11 +17,9 @@ def main():
     parser.add_argument("model", help="folder or Hub id")
     parser.add_argument("--num_images", type=int, default=64, help="in all; classes share them")
     parser.add_argument("--class_labels", nargs="+", default=None, help="names or labels; all classes if not given")
-    parser.add_argument(
-        "--guidance_scale", type=float, default=None, help="1.3 with classes where the model allows it"
-    )
-    parser.add_argument("--num_inference_steps", type=int, default=None, help="if not given, 25 of second order")
-    parser.add_argument("--eta", type=float, default=None, help="0 is DDIM, 1 DDPM; the paper's with steps alone")
+    parser.add_argument("--guidance_scale", type=float, default=None, help="the model's own if not given")
+    parser.add_argument("--num_inference_steps", type=int, default=None, help="the model's own if not given")
+    parser.add_argument("--eta", type=float, default=None, help="0 is DDIM, 1 DDPM; the model's own if not given")
     parser.add_argument("--batch_size", type=int, default=64, help="images drawn at a time")
     parser.add_argument("--seed", type=int, default=0, help="image i is drawn from seed + i")
     parser.add_argument("--output", type=Path, default="grid.png", help="the grid")
@@ -61,9 +59,6 @@ def draw(pipe, args) -> list[Image.Image]:
     labels = (
         sorted((classes[i % len(classes)] for i in range(args.num_images)), key=classes.index) if classes else None
     )
-    scale = args.guidance_scale
-    if scale is None:
-        scale = 1.3 if labels and pipe.null_label is not None else 1.0
     states: list[list[Image.Image]] = []  # at each step, of all images
 
     def keep(images: list[Image.Image], step: int) -> None:
@@ -83,7 +78,7 @@ def draw(pipe, args) -> list[Image.Image]:
             [torch.Generator().manual_seed(args.seed + start + i) for i in range(count)],
             num_inference_steps=args.num_inference_steps,
             class_labels=labels and labels[start : start + count],
-            guidance_scale=scale,
+            guidance_scale=args.guidance_scale,
             eta=args.eta,
             callback_on_step_end=on_step_end if args.gif else None,
         ).images

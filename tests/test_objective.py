@@ -1,5 +1,7 @@
 """Algorithm 1: the losses are what the equations say."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -120,9 +122,11 @@ def test_the_bound_moves_the_variance_and_never_the_mean(learned):
 
 def test_the_objective_of_a_learned_variance_is_hybrid():
     for variance_type, expected in (("learned_range", hybrid), ("fixed_small", simple)):
-        objective = make_objective(None, DDPMNoiseScheduler(variance_type=variance_type), snr_gamma=5.0)
+        pipeline = SimpleNamespace(scheduler=DDPMNoiseScheduler(variance_type=variance_type))
+        objective = make_objective(None, pipeline, snr_gamma=5.0)
         assert objective.func is expected and objective.keywords == {"snr_gamma": 5.0}
-    assert make_objective("simple", DDPMNoiseScheduler(variance_type="learned_range")).func is simple
+    pipeline = SimpleNamespace(scheduler=DDPMNoiseScheduler(variance_type="learned_range"))
+    assert make_objective("simple", pipeline).func is simple
 
 
 def test_a_condition_is_dropped_for_the_samples_that_are_told():

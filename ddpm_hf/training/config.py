@@ -14,8 +14,7 @@ from typing import Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from ..hardware import default_precision
-from ..objective import OBJECTIVES
-from .presets import FINE_TUNING, PRESETS, Preset, find_preset
+from .presets import CONSISTENCY, FINE_TUNING, PRESETS, Preset, find_preset
 
 _DEFAULTS = dict(  # of the options that a preset may set
     dataset="zalando-datasets/fashion_mnist",
@@ -54,8 +53,13 @@ class TrainConfig:
     streaming: bool = _option(False, "Read the data set from the Hub as it is needed, never as a whole.")
     output_dir: str = _option("runs/quick", "The run's folder, and the saved model when the run ends.")
 
-    objective: Literal[tuple(OBJECTIVES)] | None = _option(  # type: ignore[valid-type]
-        None, "The loss. Default: hybrid (arXiv:2102.09672) where the variance is learned, simple elsewhere."
+    objective: Literal["simple", "hybrid", "consistency"] | None = _option(
+        None,
+        "The loss. Default: hybrid (arXiv:2102.09672) where the variance is learned, simple elsewhere. consistency (arXiv:2406.14548)"
+        " makes a student of few steps from --init_from.",
+    )
+    distill_guidance: float | None = _option(
+        None, "consistency: follow the guided samples of --init_from, so that the student needs no guidance, e.g. 1.3."
     )
     prediction_type: Literal["epsilon", "sample", "v_prediction"] | None = _option(None, "What the network predicts.")
     variance_type: Literal["fixed_small", "fixed_large", "learned_range"] | None = _option(
@@ -120,6 +124,7 @@ class TrainConfig:
         if self.preset is None and self.init_from is None:
             self.preset = "fashion-mnist-quick"
         recipe = _DEFAULTS | (FINE_TUNING if self.init_from else find_preset(self.preset).training)
+        recipe |= CONSISTENCY if self.objective == "consistency" else {}
         for name, value in (recipe | _durations(recipe, self.max_train_steps)).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -140,6 +145,8 @@ class TrainConfig:
             raise ValueError(
                 f"lr_warmup_steps={self.lr_warmup_steps} must be at most max_train_steps={self.max_train_steps}."
             )
+        if self.objective == "consistency" and not self.init_from:
+            raise ValueError("objective='consistency' starts from a trained model: name it with init_from.")
         if self.preset:
             self.choose(find_preset(self.preset))
 
@@ -219,7 +226,16 @@ RANGES = [  # options, what holds for each, in words
 SCHEDULER_OPTIONS = ("prediction_type", "variance_type", "rescale_betas_zero_snr")
 MODEL_OPTIONS = ("preset", *SCHEDULER_OPTIONS)
 # A run may be resumed with other values of the rest (its length too: the learning rate then follows the new length).
-RUN_IDENTITY = (*MODEL_OPTIONS, "init_from", "objective", "image_column", "label_column", "seed", "ema_sigma_rels")
+RUN_IDENTITY = (
+    *MODEL_OPTIONS,
+    "init_from",
+    "objective",
+    "distill_guidance",
+    "image_column",
+    "label_column",
+    "seed",
+    "ema_sigma_rels",
+)
 RUN_IDENTITY += ("torch_compile",)
 
 

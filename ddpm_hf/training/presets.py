@@ -163,6 +163,15 @@ _STOCK_RECIPE = dict(  # train_unconditional.py's, for a network that no preset 
 FINE_TUNING = dict(  # from trained weights
     train_batch_size=32, learning_rate=2e-4, lr_warmup_steps=100, max_train_steps=2000, ema_decay=0.995, snr_gamma=5.0
 )
+CONSISTENCY = dict(  # a student of few steps
+    train_batch_size=64,
+    learning_rate=2e-4,
+    lr_warmup_steps=100,
+    max_train_steps=4000,
+    ema_decay=0.998,
+    lr_scheduler="constant_with_warmup",
+    weight_decay=0.0,
+)
 
 
 def find_preset(preset: str) -> Preset:

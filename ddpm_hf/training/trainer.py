@@ -54,7 +54,7 @@ def make_trainer(config: TrainConfig) -> "Trainer":
     start = find_start(config)
     data = load_data(config, start, "train", accelerator)
     pipeline = make_pipeline(start, data.class_names, config)
-    objective = make_objective(config.objective, pipeline.scheduler, config.snr_gamma)
+    objective = make_objective(config.objective, pipeline, config.snr_gamma, config.distill_guidance)
     held_out = load_held_out(config, start, data.class_names, accelerator)
     return Trainer(pipeline, data, objective, config, held_out, accelerator)
 
@@ -116,7 +116,10 @@ class Trainer:
     def _averaged(self, pipeline: DDPMImagePipeline) -> DDPMImagePipeline:
         """A pipeline with a network of its own, in eval mode, for the averaged weights: what is validated and saved."""
         unet = copy.deepcopy(pipeline.unet).eval().requires_grad_(False)
-        average = DDPMImagePipeline(**{**pipeline.components, "unet": unet}, **pipeline.parameters)
+        parts = {**pipeline.components, **pipeline.parameters, "unet": unet}
+        if hasattr(self.objective, "student"):
+            parts |= self.objective.student(pipeline)
+        average = DDPMImagePipeline(**parts)
         average.set_progress_bar_config(disable=True)
         average.to(self.accelerator.device)
         unet.to(memory_format=torch.channels_last)
@@ -178,6 +181,8 @@ class Trainer:
         """
         config, accelerator, device = self.config, self.accelerator, self.accelerator.device
         total = torch.zeros((), device=device)
+        if hasattr(self.objective, "progress"):
+            self.objective.progress = self.step / config.max_train_steps
         for i in range(config.gradient_accumulation_steps):
             batch = next(batches)
             x_0 = batch["x_0"].to(device, memory_format=torch.channels_last, non_blocking=True)
@@ -268,7 +273,7 @@ class Trainer:
         config, accelerator, pipeline, figures = self.config, self.accelerator, self.averaged(), {}
         if self.validation_data:
             num_images = min(config.num_validation_images, len(self.validation_data))
-            figures = validation.held_out_loss(accelerator, pipeline, self.validation_data, num_images)
+            figures = validation.held_out_loss(accelerator, pipeline, self.scheduler, self.validation_data, num_images)
             accelerator.log(figures, step=self.step)
         grid = validation.draw_samples(accelerator, pipeline)
         if grid is not None:

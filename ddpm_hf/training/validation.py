@@ -19,9 +19,9 @@ MAX_ROWS = 16  # of the sample grid, one for each class
 
 
 @torch.no_grad()
-def held_out_loss(accelerator, pipeline, data, num_images: int) -> dict[str, float]:
+def held_out_loss(accelerator, pipeline, scheduler, data, num_images: int) -> dict[str, float]:
     """Loss on the first `num_images` of an `ImageDataset`, all in all and for each tenth of the timesteps."""
-    scheduler, found = pipeline.scheduler, []
+    found = []
     with accelerator.split_between_processes(list(range(num_images))) as mine, accelerator.autocast():
         for start in range(0, len(mine), 128):
             indices = mine[start : start + 128]

@@ -54,8 +54,8 @@ def test_held_out_loss_of_a_model_that_predicts_zero(accelerator):
     x_0 = torch.rand(200, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
     scheduler = DDPMNoiseScheduler(40)
     parts = {"encode": lambda batch_size: {}, "denoise": lambda x_t, t, condition: 0 * x_t}
-    pipeline = SimpleNamespace(scheduler=scheduler, takes=(), **parts)
-    found = validation.held_out_loss(accelerator, pipeline, Batches(x_0), 150)
+    pipeline = SimpleNamespace(takes=(), **parts)
+    found = validation.held_out_loss(accelerator, pipeline, scheduler, Batches(x_0), 150)
     t, noise, _ = draw(x_0[:150], torch.arange(150), 0, 40)
     losses = noise.square().mean(dim=(1, 2, 3))
     expected = {f"validation_loss/t_{i}": losses[(t >= 4 * i) & (t < 4 * i + 4)].mean() for i in range(10)}
