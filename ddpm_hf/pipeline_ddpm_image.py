@@ -17,6 +17,7 @@ import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from importlib import import_module
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Optional
@@ -46,13 +47,16 @@ class DDPMImagePipeline(DiffusionPipeline):
         unet: the network, ours, diffusers' or any other ModelMixin that is called as (x_t, t, class_labels=...) and has sample_size and
             in_channels in its config.
         scheduler: ours or diffusers'; the network predicts what it expects.
+        text_encoder, tokenizer: of transformers, frozen, for a model of text: one whose class labels are vectors
+            (class_embed_type="identity"). A prompt's vector is the mean of its tokens, normalised, times sqrt(D).
         id2label: names of the classes; a label beyond them is the null label of classifier-free guidance.
         sampling: how the model wants to be sampled, any of {"num_inference_steps": int, "eta": float, "solver_order": int,
             "guidance_scale": float}. It is saved with the model, and holds where a call names no others. Without it a call does what
             `DDPMPipeline` does.
     """
 
-    model_cpu_offload_seq = "unet"
+    model_cpu_offload_seq = "text_encoder->unet"
+    _optional_components = ["text_encoder", "tokenizer"]
     _callback_tensor_inputs = ["latents", "pred_original_sample"]
     component_classes: dict[str, Any] = {}  # saved class name -> class to load; the package fills it
     interrupt = property(lambda self: self._interrupt)  # as in diffusers' pipelines: a callback sets the attribute
@@ -64,9 +68,12 @@ class DDPMImagePipeline(DiffusionPipeline):
         scheduler: SchedulerMixin,
         id2label: Optional[dict] = None,  # noqa: UP045
         sampling: Optional[dict] = None,  # noqa: UP045
+        text_encoder: Optional[torch.nn.Module] = None,  # noqa: UP045
+        tokenizer: Optional[object] = None,  # noqa: UP045
     ):
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_modules(unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer)
+        self._null_vector: torch.Tensor | None = None
         self.id2label = dict(sorted((int(label), name) for label, name in (id2label or {}).items()))
         self.sampling = _check_sampling(sampling or {})
         self.register_to_config(id2label=self.id2label or None, sampling=self.sampling or None)
@@ -89,38 +96,66 @@ class DDPMImagePipeline(DiffusionPipeline):
 
     @property
     def takes(self) -> tuple[str, ...]:
-        """The arguments of `encode` that this model is conditioned on."""
+        """The arguments of `encode` that a batch of training data has for this model."""
+        if self._takes_text:
+            return ("prompt_embeds",)
         return () if self.num_labels is None else ("class_labels",)
 
+    @property
+    def _takes_text(self) -> bool:
+        return self.unet.config.get("class_embed_type") == "identity"
+
     def encode(
-        self, class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None, batch_size: int | None = None
+        self,
+        class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
+        prompt: str | Sequence[str] | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        batch_size: int | None = None,
     ) -> Condition:
-        """The condition of `batch_size` images, on the pipeline's device.
+        """The condition of `batch_size` images, on the pipeline's device. With nothing given it is the null.
 
         Args:
-            class_labels: a label or name for all images, or one for each; None is the null label.
-            batch_size: None is the number of labels.
+            class_labels: a label or name for all images, or one for each.
+            prompt: a text for all images, or one for each.
+            prompt_embeds: its vector in place of a text, float (D,) or (B, D).
+            batch_size: None is the number of labels, prompts or vectors.
 
         Raises:
-            ValueError: the model does not know this label, or no label at all.
+            ValueError: what is given is not what this model was trained on, or it has no null.
         """
-        labels = self._labels(class_labels)
-        if self.num_labels is None:
+        rows = self._rows(class_labels, prompt, prompt_embeds)
+        if not self.takes:
             return {}
-        if labels is None:
-            labels = torch.tensor(self._need_null("class_labels=None"))
-        labels = labels.expand(len(labels) if batch_size is None else batch_size)
-        return {"class_labels": labels.to(self._execution_device, non_blocking=True)}
+        rows = self._null_row(f"{self.takes[0]}=None") if rows is None else rows
+        if rows.ndim == self._takes_text:  # one for all images
+            rows = rows.expand(1 if batch_size is None else batch_size, *rows.shape)
+        return {"class_labels": rows.to(self._execution_device, non_blocking=True)}
 
     def null(self, condition: Condition) -> Condition:
-        """The null of a condition, of the same shape and dtype: what the model was trained to take for "not told".
+        """The null of a condition, of the same shape and dtype: the null label, or the vector of the prompt "".
 
         Raises:
             ValueError: the model has none.
         """
         if not condition:
             return {}
-        return {"class_labels": torch.full_like(condition["class_labels"], self._need_null("class_labels"))}
+        rows = condition["class_labels"]
+        return {"class_labels": self._null_row("guidance_scale").to(rows).expand_as(rows)}
+
+    def embed_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
+        """The vectors of texts: (N, D) float32 of length sqrt(D), the mean of each text's tokens."""
+        if self.text_encoder is None:
+            raise ValueError("prompt: this model came without its text encoder; give prompt_embeds.")
+        most = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
+        tokens = self.tokenizer(list(prompts), padding=True, return_tensors="pt")
+        if tokens.input_ids.shape[1] > most:
+            raise ValueError(f"prompt has {tokens.input_ids.shape[1]} tokens: this text encoder takes at most {most}.")
+        tokens = tokens.to(self._execution_device)
+        with torch.no_grad():
+            states = self.text_encoder(**tokens).last_hidden_state.float()
+        mask = tokens.attention_mask[..., None]
+        mean = (states * mask).sum(dim=1) / mask.sum(dim=1)
+        return torch.nn.functional.normalize(mean, dim=1) * mean.shape[1] ** 0.5
 
     def denoise(
         self, x_t: torch.Tensor, t: torch.Tensor | int, condition: Condition, network: torch.nn.Module | None = None
@@ -164,6 +199,9 @@ class DDPMImagePipeline(DiffusionPipeline):
         callback_on_step_end: Callable[["DDPMImagePipeline", int, torch.Tensor, dict], dict | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents", "pred_original_sample"),
         solver_order: int | None = None,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        prompt_embeds: torch.Tensor | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Draw `images`: in an `ImagePipelineOutput`, or in a tuple where return_dict is False.
 
@@ -184,13 +222,15 @@ class DDPMImagePipeline(DiffusionPipeline):
             callback_on_step_end: called as f(pipe, step_index, t, tensors) after each step, under the network's autocast; a dict with "latents"
                 that it returns replaces them. `pipe._interrupt = True` stops the loop.
             solver_order: 2 lets a step of our scheduler look back at the one before (DPM-Solver++ 2M); None is 1.
+            prompt: a text for all images, or one for each, for a model of text. prompt_embeds: its vector, float (D,) or (B, D).
+            negative_prompt: the text that guidance leads away from; None is "".
         """
         if isinstance(generator, list) and len(generator) == 1:  # as diffusers takes it
             (generator,) = generator
-        labels = self._labels(class_labels)
-        batch_size = self._batch_size(batch_size, labels, generator, latents)
-        condition = self.encode(labels, batch_size)
-        guidance_scale = self._guidance_scale(guidance_scale, labels)
+        rows = self._rows(class_labels, prompt, prompt_embeds)
+        batch_size = self._batch_size(batch_size, rows, generator, latents)
+        condition = self.encode(**{self.takes[0]: rows} if self.takes else {}, batch_size=batch_size)
+        guidance_scale = self._guidance_scale(guidance_scale, rows)
         steps, eta, solver_order, autocast = self._resolve_sampling(num_inference_steps, eta, solver_order, autocast)
         self._check_options(output_type, guidance_rescale, eta, solver_order, callback_on_step_end_tensor_inputs)
         device = self._execution_device
@@ -199,7 +239,12 @@ class DDPMImagePipeline(DiffusionPipeline):
         options, drops_variance = self._step_options(generator, eta), not _knows_variance(scheduler)
         latents = self._initial_noise(batch_size, generator, latents, device)
         if guidance_scale != 1:
-            condition = {name: torch.cat([condition[name], null]) for name, null in self.null(condition).items()}
+            null = (
+                self.null(condition)
+                if negative_prompt is None
+                else self.encode(prompt=negative_prompt, batch_size=batch_size)
+            )
+            condition = {name: torch.cat([condition[name], null[name]]) for name in condition}
         self._interrupt = False
         with torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext():  # casts the weights once
             for i, t in enumerate(self.progress_bar(scheduler.timesteps)):
@@ -261,24 +306,30 @@ class DDPMImagePipeline(DiffusionPipeline):
             autocast = is_saved_number and self.unet.dtype == torch.float32 and bfloat16
         return steps, eta, solver_order, autocast
 
-    def _guidance_scale(self, guidance_scale: float | None, labels) -> float:
+    def _guidance_scale(self, guidance_scale: float | None, rows) -> float:
         if guidance_scale is None:
-            can_guide = labels is not None and self.null_label is not None
+            can_guide = rows is not None and (self._takes_text or self.null_label is not None)
             return self.sampling.get("guidance_scale", 1.0) if can_guide else 1.0
         if not (isinstance(guidance_scale, Real) and 0 <= guidance_scale < float("inf")):
             raise ValueError(f"guidance_scale={guidance_scale!r} must be a number of at least 0.")
         if guidance_scale != 1:
-            if labels is None:
-                raise ValueError(f"guidance_scale={guidance_scale} needs class_labels to guide to.")
-            self._need_null(f"guidance_scale={guidance_scale}")
+            if rows is None:
+                needed = "a prompt" if self._takes_text else "class_labels"
+                raise ValueError(f"guidance_scale={guidance_scale} needs {needed} to guide to.")
+            self._null_row(f"guidance_scale={guidance_scale}")
         return guidance_scale
 
-    def _need_null(self, wanting: str) -> int:
+    def _null_row(self, wanting: str) -> torch.Tensor:
+        """The null of one image: label () or vector (D,)."""
+        if self._takes_text:
+            if self._null_vector is None:
+                self._null_vector = self.embed_prompts([""])[0]
+            return self._null_vector
         if self.null_label is None:
             raise ValueError(
                 f"{wanting}: this model has no null label; name a class for each image, guidance_scale=1."
             )
-        return self.null_label
+        return torch.tensor(self.null_label)
 
     def _check_options(self, output_type, guidance_rescale, eta, solver_order, callback_tensors) -> None:
         name, looks_back = type(self.scheduler).__name__, "previous_original_sample" in self._step_takes
@@ -293,6 +344,29 @@ class DDPMImagePipeline(DiffusionPipeline):
             raise ValueError(f"solver_order={solver_order}: {name} takes {'1 or 2' if looks_back else 'none'}.")
         if unknown := set(callback_tensors) - set(known := self._callback_tensor_inputs):
             raise ValueError(f"callback_on_step_end_tensor_inputs has {sorted(unknown)}: choose from {known}.")
+
+    def _rows(self, class_labels, prompt, prompt_embeds) -> torch.Tensor | None:
+        """What the images are conditioned on: labels int64 () or (B,), or vectors float32 (D,) or (B, D); None where nothing is given."""
+        given = {"class_labels": class_labels, "prompt": prompt, "prompt_embeds": prompt_embeds}
+        given = {name: value for name, value in given.items() if value is not None}
+        if len(given) > 1:
+            raise ValueError(f"Pass one of {' and '.join(given)}, and not both.")
+        if "class_labels" in given and not self._takes_text:
+            return self._labels(class_labels)
+        if given and not (self._takes_text and "class_labels" not in given):
+            trained = "text" if self._takes_text else "class labels" if self.num_labels is not None else "no condition"
+            raise ValueError(
+                f"{next(iter(given))}={next(iter(given.values()))!r}: this model was trained with {trained}."
+            )
+        if prompt is not None:
+            prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+            if not prompts or not all(isinstance(text, str) for text in prompts):
+                raise ValueError(f"prompt={prompt!r} must be a text or a list of texts.")
+            vectors = self.embed_prompts(prompts)
+            return vectors[0] if isinstance(prompt, str) else vectors
+        if prompt_embeds is not None and prompt_embeds.shape[-1] != (width := self.unet.config.time_embedding_dim):
+            raise ValueError(f"prompt_embeds has shape {tuple(prompt_embeds.shape)}: the last size must be {width}.")
+        return prompt_embeds
 
     def _labels(self, class_labels) -> torch.Tensor | None:
         """class_labels as int64, () for one label for all or (B,); checked against the model."""
@@ -333,11 +407,12 @@ class DDPMImagePipeline(DiffusionPipeline):
             raise ValueError(f"class_labels={unknown}: this model knows {list(self.id2label.values())}.")
         return found
 
-    def _batch_size(self, batch_size: int, labels, generator, latents) -> int:
+    def _batch_size(self, batch_size: int, rows, generator, latents) -> int:
         """The one number of images that all arguments agree on."""
         if not isinstance(generator, torch.Generator | list | None):
             raise ValueError(f"generator={generator!r} must be a torch.Generator, or a list with one for each image.")
-        given = {"class_labels": labels if labels is not None and labels.ndim else None, "latents": latents}
+        is_list = rows is not None and rows.ndim > self._takes_text
+        given = {"prompt" if self._takes_text else "class_labels": rows if is_list else None, "latents": latents}
         given["generator"] = generator if isinstance(generator, list) else None
         counts = {name: len(value) for name, value in given.items() if value is not None}
         if batch_size == 1 and counts:
@@ -374,7 +449,7 @@ class DDPMImagePipeline(DiffusionPipeline):
         """
         if not cls.component_classes:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        parts = {name: kwargs.pop(name, None) for name in ("unet", "scheduler")}
+        parts = {name: kwargs.pop(name, None) for name in _PARTS}
         told = {name: kwargs.pop(name, None) for name in ("id2label", "sampling")}
         kwargs.pop("trust_remote_code", None)
         for name in {"dtype", "torch_dtype"} & kwargs.keys():
@@ -383,25 +458,35 @@ class DDPMImagePipeline(DiffusionPipeline):
         names = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
         hub_options = {name: kwargs[name] for name in names if name in kwargs}
         index = cls.load_config(pretrained_model_name_or_path, **hub_options)
-        for name, kind in {"unet": ModelMixin, "scheduler": SchedulerMixin}.items():
-            if parts[name] is not None:
-                continue
-            _, saved_class = index.get(name) or (None, None)
-            part_class: Any = cls.component_classes.get(saved_class) or getattr(diffusers, str(saved_class), None)
-            fits = inspect.isclass(part_class) and issubclass(part_class, kind)
-            if not fits:
-                raise ValueError(f"model_index.json: {name}={index.get(name)} is no {kind.__name__} of diffusers.")
-            options = dict(hub_options)
-            if kind is ModelMixin:  # safetensors only: unpickling a .bin can run any code
-                options = {"use_safetensors": True, "disable_mmap": True, **kwargs}
-            with suppress(OSError):  # else all lies in the root, as in google/ddpm-*
-                part_class.load_config(pretrained_model_name_or_path, subfolder=name, **hub_options)
-                options["subfolder"] = name
-            parts[name] = part_class.from_pretrained(pretrained_model_name_or_path, **options)
+        for name in _PARTS:
+            if parts[name] is None and not (name in cls._optional_components and name not in index):
+                options = {"use_safetensors": True, "disable_mmap": True, **kwargs} if name == "unet" else hub_options
+                parts[name] = cls._load_part(
+                    name, index.get(name), pretrained_model_name_or_path, hub_options, options
+                )
         told = {name: index.get(name) if value is None else value for name, value in told.items()}
         pipeline = cls(**parts, **told)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipeline
+
+    @classmethod
+    def _load_part(cls, name: str, saved, path, hub_options: dict, options: dict):
+        """A part as the class that model_index.json names, of this package, diffusers or transformers; safetensors only, for
+        unpickling a .bin can run any code."""
+        library, kind = _PARTS[name]
+        _, saved_class = saved or (None, None)
+        part_class: Any = cls.component_classes.get(saved_class) or getattr(library(), str(saved_class), None)
+        base = getattr(library(), kind)
+        if not (inspect.isclass(part_class) and issubclass(part_class, base)):
+            raise ValueError(f"model_index.json: {name}={saved} is no {kind} of {library().__name__}.")
+        if name == "text_encoder":
+            options = {**options, "use_safetensors": True}
+        if name in cls._optional_components:
+            return part_class.from_pretrained(path, subfolder=name, **options)
+        with suppress(OSError):  # else all lies in the root, as in google/ddpm-*
+            part_class.load_config(path, subfolder=name, **hub_options)
+            options = {**options, "subfolder": name}
+        return part_class.from_pretrained(path, **options)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> "DDPMImagePipeline":
@@ -420,12 +505,21 @@ class DDPMImagePipeline(DiffusionPipeline):
         index = json.loads(super().to_json_string())
         index.pop("_name_or_path", None)
         index["_class_name"] = [Path(__file__).stem, type(self).__name__]
-        for name in self.components:
+        for name, part in self.components.items():
+            if part is None:  # an optional one
+                index.pop(name, None)
+                continue
             module, class_name = index[name]
             index[name] = [module.rpartition(".")[2], class_name]
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
 
+_PARTS = {  # library, in which a saved class is looked up, and what it must be
+    "unet": (lambda: diffusers, "ModelMixin"),
+    "scheduler": (lambda: diffusers, "SchedulerMixin"),
+    "text_encoder": (lambda: import_module("transformers"), "PreTrainedModel"),
+    "tokenizer": (lambda: import_module("transformers"), "PreTrainedTokenizerBase"),
+}
 SAMPLING = {"num_inference_steps": (Integral, 1, 10**6), "eta": (Real, 0, 1), "solver_order": (Integral, 1, 2)}
 SAMPLING |= {"guidance_scale": (Real, 0, 10**6)}  # word -> type, least and most
 

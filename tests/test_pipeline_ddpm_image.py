@@ -5,6 +5,7 @@ import inspect
 import json
 import shutil
 import types
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from diffusers import (
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
+    DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     ModelMixin,
@@ -23,6 +25,7 @@ from diffusers import (
 from diffusers.configuration_utils import register_to_config
 from PIL import Image
 from tiny import ROOT, TINY_UNET
+from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel
 from ddpm_hf.pipeline_ddpm_image import has_bfloat16
@@ -503,6 +506,100 @@ def test_names_that_differ_by_case():
     assert pipe.get_label_ids(["Apple", "apple"]) == [1, 0]
     with pytest.raises(ValueError, match="class_labels=.'APPLE'"):
         pipe.get_label_ids("APPLE")
+
+
+# ---------------------------------------------------------------------- text
+
+
+@pytest.fixture(scope="module")
+def text_parts(tmp_path_factory):
+    """A BERT of one layer and its tokenizer of a few words."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "sleepy", "cat", "dog"]
+    vocabulary = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
+    vocabulary.write_text("\n".join(words))
+    tokenizer = BertTokenizerFast(str(vocabulary), model_max_length=8)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    encoder = BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=8, **shape)).eval()
+    return {"text_encoder": encoder, "tokenizer": tokenizer}
+
+
+@pytest.fixture
+def of_text(text_parts):
+    unet = make_unet(class_embed_type="identity", time_embedding_dim=16)
+    pipe = DDPMImagePipeline(unet, DDPMNoiseScheduler(), **text_parts)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_a_prompt_is_the_mean_of_its_tokens(of_text):
+    """Normalised, times sqrt(D); a shorter text in a batch is not changed by its padding."""
+    one = of_text.encode(prompt="a cat")["class_labels"]
+    both = of_text.encode(prompt=["a sleepy cat", "a cat"])["class_labels"]
+    tokens = of_text.tokenizer("a cat", return_tensors="pt")
+    with torch.no_grad():
+        mean = of_text.text_encoder(**tokens).last_hidden_state.mean(dim=1)
+    assert torch.allclose(one, mean / mean.norm() * 4, atol=1e-6) and torch.allclose(both[1:], one, atol=1e-5)
+    assert of_text.takes == ("prompt_embeds",) and of_text.encode(prompt="a cat", batch_size=3)[
+        "class_labels"
+    ].shape == (3, 16)
+    null = of_text.null(of_text.encode(prompt_embeds=torch.zeros(2, 16)))["class_labels"]
+    assert torch.equal(null, of_text.encode(prompt="", batch_size=2)["class_labels"])
+
+
+def test_images_of_prompts(of_text):
+    options = {"num_inference_steps": 3, "output_type": "pt"}
+
+    def draw(**words):
+        return of_text(generator=seeds(1, 2), **options, **words).images
+
+    cats = draw(prompt="a cat")
+    vector = of_text.embed_prompts(["a cat"])[0]
+    assert torch.allclose(cats, draw(prompt_embeds=vector), atol=1e-5) and not torch.equal(cats, draw(prompt="a dog"))
+    assert torch.equal(draw(), draw(prompt=""))
+    guided = draw(prompt=["a cat", "a dog"], guidance_scale=3.0)
+    assert torch.equal(guided, draw(prompt=["a cat", "a dog"], guidance_scale=3.0, negative_prompt=""))
+    away = draw(prompt=["a cat", "a dog"], guidance_scale=3.0, negative_prompt="a sleepy cat")
+    assert not torch.equal(guided, away)
+
+
+def test_a_model_of_text_is_saved_with_its_encoder(of_text, tmp_path):
+    of_text.save_pretrained(tmp_path)
+    options = {"prompt": "a cat", "num_inference_steps": 2, "output_type": "pt"}
+    expected = of_text(generator=seeds(0)[0], **options).images
+    for load in (
+        DDPMImagePipeline.from_pretrained,
+        partial(DiffusionPipeline.from_pretrained, trust_remote_code=True),
+    ):
+        pipe = load(tmp_path)
+        assert torch.allclose(pipe(generator=seeds(0)[0], **options).images, expected, atol=1e-4)
+    make_pipeline().save_pretrained(tmp_path / "plain")
+    assert "text_encoder" not in json.loads((tmp_path / "plain" / "model_index.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ({"prompt": "a cat", "class_labels": 1}, "class_labels and prompt, and not both"),
+        ({"class_labels": 1}, "class_labels=1: this model was trained with text"),
+        ({"prompt": "a a a a a a a a a"}, "prompt has 11 tokens: .* at most 8"),
+        ({"prompt": ["a cat", 3]}, "must be a text or a list of texts"),
+        ({"prompt_embeds": torch.zeros(2, 5)}, r"prompt_embeds has shape \(2, 5\): the last size must be 16"),
+        ({"guidance_scale": 3.0}, "guidance_scale=3.0 needs a prompt"),
+        ({"prompt": ["a cat", "a dog"], "batch_size": 3}, "batch_size=3.*'prompt': 2"),
+    ],
+)
+def test_refuses_text(of_text, words, message):
+    of_text.unet.forward = None
+    with pytest.raises(ValueError, match=message):
+        of_text(**words)
+
+
+def test_a_prompt_for_a_model_without_text(labelled, of_text):
+    with pytest.raises(ValueError, match="prompt='a cat': this model was trained with class labels"):
+        labelled(prompt="a cat")
+    with pytest.raises(ValueError, match="came without its text encoder"):
+        DDPMImagePipeline(of_text.unet, of_text.scheduler)(prompt="a cat")
 
 
 # ---------------------------------------------------------------------- callback and interrupt
