@@ -145,10 +145,10 @@ def bound_term(
     x_0, x_t: (B, C, H, W); model_output: the same, or (B, 2C, H, W) where the variance is learned; timesteps: int64 (B,), on the chain.
     """
     model_output, x_0, x_t = model_output.double(), x_0.double(), x_t.double()
-    channels = x_0.shape[1] * (2 if scheduler.config.variance_type.startswith("learned") else 1)
+    channels = x_0.shape[1] * (2 if scheduler.variance_type.startswith("learned") else 1)
     if model_output.shape[1] != channels:
         raise ValueError(
-            f"The model gives {model_output.shape[1]} channels, but variance_type={scheduler.config.variance_type!r}"
+            f"The model gives {model_output.shape[1]} channels, but variance_type={scheduler.variance_type!r}"
             f" with images of {x_0.shape[1]} needs {channels}."
         )
     mean_p, log_variance_p, _ = scheduler.p_mean_variance(model_output, timesteps, x_t)

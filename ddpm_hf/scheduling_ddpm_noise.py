@@ -10,16 +10,21 @@
     DDIM (2010.02502) Eq. 12, 16: x_{t-1} = sqrt(abar_{t-1}) x_0 + sqrt(1 - abar_{t-1} - sigma^2) noise + sigma z
     DPM-Solver++(2M) (2211.01095) Algorithm 2: the same with x_0 + h_t / (2 h_{t+1}) (x_0 - x_0 of the step before), h_t its log-SNR's gain
 
-The index, once and for all: code t in 0..T-1 is the paper's t + 1, and abar before 0 is 1. On a chain with fewer steps (`set_timesteps`)
+The index: code t in 0..T-1 is the paper's t + 1, and abar before 0 is 1. On a chain with fewer steps (`set_timesteps`)
 "t - 1" is the next timestep of the chain, and alpha_t = abar_t / abar_{t-1}.
 
-The file stands alone (torch, numpy, diffusers): it is copied into every saved model. Each quantity is a table over t, built once per chain:
-in float32 with the very arithmetic of `diffusers.DDPMScheduler`, so that `step` gives its bits, and in float64 for float64 inputs.
+This file imports torch, numpy and diffusers only: it is copied into every saved model. Each coefficient is a table over t, built once per
+chain: in float32 with the arithmetic of `diffusers.DDPMScheduler`, so that `step` gives the same bits, and in float64 for float64 inputs.
 """
 
 import math
 import shutil
+from collections import namedtuple
+from functools import partial
+from numbers import Integral
+from operator import gt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +39,12 @@ logger = logging.get_logger("diffusers.ddpm_hf")  # `diffusers.logging.set_verbo
 
 Timestep = int | torch.Tensor  # one t for the whole batch (int or 0-dim), or one per sample (B,)
 
+Coefficients = namedtuple(  # what the equations multiply by: tables over t, each (T,)
+    "Coefficients",
+    "sqrt_abar sqrt_one_minus_abar one_minus_abar sqrt_abar_prev one_minus_abar_prev x_0_weight x_t_weight"
+    " small large log_small log_large std std_ddim trend",
+)
+
 ALPHA_BAR = {  # abar as a function of time in [0, 1]
     "squaredcos_cap_v2": lambda u: math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2,  # Improved DDPM Eq. 17
     "laplace": lambda u: math.sqrt((snr := math.exp(_laplace_log_snr(u))) / (1 + snr)),  # arXiv:2407.03297
@@ -46,18 +57,16 @@ def _laplace_log_snr(u: float) -> float:
 
 def make_betas(schedule: str, num_train_timesteps: int, beta_start: float, beta_end: float) -> torch.Tensor:
     """The noise schedule beta_0 .. beta_{T-1}: (T,) float32."""
+    linspace = partial(torch.linspace, steps=num_train_timesteps, dtype=torch.float32, device="cpu")
     if schedule == "linear":
-        return torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float32)
+        return linspace(beta_start, beta_end)
     if schedule == "scaled_linear":
-        return torch.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps, dtype=torch.float32) ** 2
+        return linspace(beta_start**0.5, beta_end**0.5) ** 2
     if schedule == "sigmoid":
-        return torch.sigmoid(torch.linspace(-6, 6, num_train_timesteps)) * (beta_end - beta_start) + beta_start
-    if schedule in ALPHA_BAR:
-        alpha_bar, T = ALPHA_BAR[schedule], num_train_timesteps
-        betas = [min(1 - alpha_bar((i + 1) / T) / alpha_bar(i / T), 0.999) for i in range(T)]
-        return torch.tensor(betas, dtype=torch.float32)
-    known = ("linear", "scaled_linear", "sigmoid", *ALPHA_BAR)
-    raise NotImplementedError(f"beta_schedule={schedule!r} is not one of {known}.")
+        return torch.sigmoid(linspace(-6, 6)) * (beta_end - beta_start) + beta_start
+    alpha_bar, T = ALPHA_BAR[schedule], num_train_timesteps
+    betas = [min(1 - alpha_bar((i + 1) / T) / alpha_bar(i / T), 0.999) for i in range(T)]
+    return torch.tensor(betas, dtype=torch.float32, device="cpu")
 
 
 def rescale_zero_terminal_snr(betas: torch.Tensor) -> torch.Tensor:
@@ -73,24 +82,29 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
     """The forward process q, its posterior, and the reverse step p; same config and calls as `diffusers.DDPMScheduler`.
 
     Args:
-        num_train_timesteps: T, the length of the chain that the model is trained on.
+        num_train_timesteps: T, the length of the chain that the model is trained on; at most 100,000.
         beta_start, beta_end: ends of the linear, scaled_linear and sigmoid schedules.
         beta_schedule: linear, scaled_linear, squaredcos_cap_v2, sigmoid or laplace.
-        trained_betas: the T betas themselves, instead of a named schedule. Coefficients are made of them once: what is written into
-            `alphas_cumprod` later need not be followed.
+        trained_betas: the T betas themselves, instead of a named schedule. All coefficients are made from `betas`: a later change of
+            `alphas_cumprod` has no effect.
         variance_type: sigma_t^2 of the reverse step: fixed_small(_log) is beta~_t, fixed_large(_log) is beta_t, learned is the model's
-            second half of channels read as log sigma_t^2, learned_range as v in [-1, 1] between log beta~_t and log beta_t.
+            second half of channels read as log sigma_t^2, learned_range as v in [-1, 1] between log beta~_t and log beta_t. None, which
+            other samplers save, is fixed_small.
         clip_sample, clip_sample_range: clamp the predicted x_0 to +-clip_sample_range.
         prediction_type: what the model outputs: epsilon (the noise), sample (x_0) or v_prediction (arXiv:2202.00512).
         thresholding, dynamic_thresholding_ratio, sample_max_value: Imagen's dynamic thresholding of x_0 (arXiv:2205.11487).
         timestep_spacing, steps_offset: how fewer steps are chosen: leading, linspace or trailing (arXiv:2305.08891, Table 2).
         rescale_betas_zero_snr: make the last step pure noise.
+
+    Raises:
+        ValueError: an unknown name, a wrong type, a number out of bounds, or betas that give no noise at t = 0.
     """
 
     _compatibles = [scheduler.name for scheduler in KarrasDiffusionSchedulers]
     order = 1
 
     @register_to_config
+    @torch.inference_mode(False)  # what is made here may meet a backward pass later
     def __init__(
         self,
         num_train_timesteps: int = 1000,
@@ -98,7 +112,7 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
         beta_end: float = 0.02,
         beta_schedule: str = "linear",
         trained_betas: np.ndarray | list[float] | None = None,
-        variance_type: str = "fixed_small",
+        variance_type: str | None = "fixed_small",
         clip_sample: bool = True,
         prediction_type: str = "epsilon",
         thresholding: bool = False,
@@ -109,18 +123,21 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
         steps_offset: int = 0,
         rescale_betas_zero_snr: bool = False,
     ):
-        if prediction_type not in ("epsilon", "sample", "v_prediction"):
-            raise ValueError(f"prediction_type={prediction_type!r}: choose epsilon, sample or v_prediction.")
-        named = (beta_schedule, num_train_timesteps, beta_start, beta_end)
-        betas = make_betas(*named) if trained_betas is None else torch.tensor(trained_betas, dtype=torch.float32)
+        check_config(self.config)
+        named = (beta_schedule, int(num_train_timesteps), beta_start, beta_end)
+        betas = make_betas(*named) if trained_betas is None else torch.from_numpy(np.array(trained_betas, np.float32))
         self.betas = rescale_zero_terminal_snr(betas) if rescale_betas_zero_snr else betas
         self.alphas = 1.0 - self.betas
         self.alphas_cumprod = torch.cumprod(self.alphas, dim=0)
+        if not self.alphas[0] < 1:
+            raise ValueError(f"betas[0]={self.betas[0]} adds no noise: raise beta_start or trained_betas[0].")
         self.init_noise_sigma = 1.0
-        self.variance_type = variance_type
+        self.variance_type = variance_type if variance_type in VARIANCE_TYPES else "fixed_small"
         self.custom_timesteps = False
         self.num_inference_steps: int | None = None
-        self._set_chain(torch.arange(len(betas) - 1, -1, -1))
+        self._set_chain(range(len(betas) - 1, -1, -1))
+        if variance_type not in (*VARIANCE_TYPES, None):
+            logger.warning(f"variance_type={variance_type!r} is unknown and read as fixed_small, as diffusers does.")
         if self.alphas_cumprod[-1] > 0.05:
             logger.warning(
                 f"num_train_timesteps={num_train_timesteps} leaves alphas_cumprod at {self.alphas_cumprod[-1]:.3f}: the chain does not"
@@ -129,69 +146,92 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
 
     # ------------------------------------------------------------------ the chain and its tables
 
-    def _set_chain(self, timesteps: torch.Tensor, device: str | torch.device | None = None) -> None:
-        """Make `timesteps` (strictly decreasing) the chain: remember who precedes whom and drop the old tables."""
-        self.timesteps, self._last_two = timesteps.to(device), timesteps[-2:].tolist()
-        self._chain = set(timesteps.tolist())
-        self._previous = torch.full((len(self.betas),), -2)  # -2: not on the chain
-        self._previous[timesteps] = torch.cat([timesteps[1:], torch.tensor([-1])])
-        self._tables: dict[tuple[torch.device, torch.dtype], dict[str, torch.Tensor]] = {}
-        self._tables_on(self.timesteps.device, torch.float32)
+    @property
+    def timesteps(self) -> torch.Tensor:
+        """The chain: int64, strictly decreasing. Assigning changes the chain, as in `scheduler.timesteps = scheduler.timesteps[k:]`."""
+        return self._timesteps
 
-    def _tables_on(self, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        if (device, dtype) not in self._tables:
-            self._tables[device, dtype] = {name: table.to(device) for name, table in self._make_tables(dtype).items()}
-        return self._tables[device, dtype]
+    @timesteps.setter
+    def timesteps(self, timesteps: torch.Tensor) -> None:
+        self._set_chain(timesteps)
 
-    def _make_tables(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """Every coefficient for every t of the chain, each (T,); rows off the chain hold the full chain's values."""
-        abar = torch.cumprod(1 - self.betas.double(), dim=0) if dtype == torch.float64 else self.alphas_cumprod
-        previous = torch.where(self._previous == -2, torch.arange(len(abar)) - 1, self._previous)
-        abar_prev = torch.cat([abar, abar.new_ones(1)])[previous]  # index -1 is the 1 at the end
+    @torch.inference_mode(False)
+    def _set_chain(self, timesteps, device: str | torch.device | None = None) -> None:
+        """Map each of `timesteps` to the next, and the last to -1. This reads the values, so it waits for the accelerator that has them."""
+        given = timesteps if isinstance(timesteps, torch.Tensor) else torch.from_numpy(np.array(timesteps))
+        chain, T = given.long().tolist(), len(self)
+        if given.ndim != 1 or not chain or chain != given.tolist() or not all(map(gt, [T, *chain], [*chain, -1])):
+            why = f"must be integers in descending order within 0 .. {T - 1} (steps_offset={self.config.steps_offset})"
+            raise ValueError(f"timesteps={_ends(given.tolist())} {why}.")
+        self._next = dict(zip(chain, [*chain[1:], -1]))
+        self._timesteps = torch.from_numpy(np.array(chain)).to(given.device if device is None else device)
+        key = self._timesteps.device, torch.float32
+        self._tables = {key: self._make_tables(*key)}
+
+    @torch.inference_mode(False)
+    def _make_tables(self, device: torch.device, dtype: torch.dtype) -> Coefficients:
+        """Every coefficient for every t; rows off the chain hold the full chain's values."""
+        abar, chain = torch.cumprod(1 - self.betas.to("cpu", dtype), dim=0), list(self._next)
+        before, after = np.minimum(np.arange(len(abar)) + 1, len(abar) - 1), np.arange(len(abar)) - 1
+        before[chain], after[chain] = chain[:1] + chain[:-1], list(self._next.values())
+        last = torch.from_numpy(after < 0)
+        abar_prev = torch.where(last, 1, abar[after])
         alpha = abar / abar_prev
         beta = 1 - alpha
         small = (1 - abar_prev) / (1 - abar) * beta  # Eq. 7
         # The last step's beta~ is 0. Where its logarithm is needed the one before stands in, and fixed_large takes that too, as in the
         # paper's code; the upper end of learned_range stays beta.
-        stand_in = small[self._last_two[0]] if len(self._last_two) == 2 else beta
-        small_clipped = torch.where(previous < 0, stand_in, small).clamp(min=1e-20)
-        large_clipped = torch.where(previous < 0, small_clipped, beta) if "fixed" in self.variance_type else beta
+        stand_in = small[chain[-2]] if len(chain) > 1 else beta
+        small_clipped = torch.where(last, stand_in, small).clamp(min=1e-20)
+        large_clipped = torch.where(last, small_clipped, beta) if "fixed" in self.variance_type else beta
         small = small.clamp(min=1e-20)
         std = (beta if "large" in self.variance_type else small) ** 0.5
-        return {
-            "sqrt_abar": abar**0.5,
-            "sqrt_one_minus_abar": (1 - abar) ** 0.5,
-            "one_minus_abar": 1 - abar,
-            "x_0_coefficient": (abar_prev**0.5 * beta) / (1 - abar),  # Eq. 7
-            "x_t_coefficient": alpha**0.5 * (1 - abar_prev) / (1 - abar),  # Eq. 7
-            "small": small,
-            "large": beta,
-            "log_small_clipped": torch.log(small_clipped),
-            "log_large_clipped": torch.log(large_clipped),
-            "std": torch.exp(0.5 * torch.log(small)) if self.variance_type == "fixed_small_log" else std,
-            "std_small": small**0.5,
-            "sqrt_abar_prev": abar_prev**0.5,
-            "one_minus_abar_prev": 1 - abar_prev,
-            "trend": self._trend(abar, previous),
-            "not_last": (previous >= 0).to(abar.dtype),
-        }
-
-    def _trend(self, abar: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
-        """h_t / (2 h_{t+1}) of DPM-Solver++(2M) for every t, (T,); 0, the first order, at both ends of the chain."""
-        chain = (self._previous != -2).nonzero().flatten()
-        before = torch.arange(1, len(abar) + 1).clamp(max=len(abar) - 1)
-        before[chain] = torch.cat([chain[1:], chain[-1:]])  # each t's step before; the first one's is itself
+        if self.variance_type == "fixed_small_log":
+            std = torch.exp(0.5 * torch.log(small))
         log_snr = torch.log(abar / (1 - abar))
-        trend = (log_snr[previous] - log_snr) / (log_snr - log_snr[before]) / 2
-        return torch.where((previous >= 0) & trend.isfinite(), trend, 0)
+        trend = (log_snr[after] - log_snr) / (log_snr - log_snr[before]) / 2  # h_t / (2 h_{t+1})
+        tables = Coefficients(
+            sqrt_abar=abar**0.5,
+            sqrt_one_minus_abar=(1 - abar) ** 0.5,
+            one_minus_abar=1 - abar,
+            sqrt_abar_prev=abar_prev**0.5,
+            one_minus_abar_prev=1 - abar_prev,
+            x_0_weight=(abar_prev**0.5 * beta) / (1 - abar),  # Eq. 7
+            x_t_weight=alpha**0.5 * (1 - abar_prev) / (1 - abar),  # Eq. 7
+            small=small,
+            large=beta,
+            log_small=torch.log(small_clipped),
+            log_large=torch.log(large_clipped),
+            std=torch.where(
+                last, 0, std if "fixed" in self.variance_type else torch.ones_like(std)
+            ),  # of the added noise
+            std_ddim=torch.where(last, 0, small**0.5),  # times eta
+            trend=torch.where(~last & trend.isfinite(), trend, 0),  # 0, the first order, at both ends of the chain
+        )
+        return Coefficients(*torch.stack(tables).to(device).unbind())  # one transfer
 
-    def _at(self, t: Timestep, like: torch.Tensor, *names: str) -> list[torch.Tensor]:
-        """The named coefficients at t, in `like`'s compute dtype and device, shaped to multiply `like` (B, ...)."""
-        tables = self._tables_on(like.device, torch.float64 if like.dtype == torch.float64 else torch.float32)
-        if not isinstance(t, torch.Tensor):
-            return [tables[name][t] for name in names]
-        t, shape = t.to(like.device).reshape(-1), (-1,) + (1,) * (like.ndim - 1)
-        return [tables[name][t].reshape(shape) for name in names]
+    def _at(self, t: Timestep, like: torch.Tensor) -> tuple[Coefficients, Timestep]:
+        """The tables in `like`'s compute dtype, and t, shaped so that table[t] multiplies `like` (B, ...).
+
+        For an int the tables stay on the CPU: a 0-dim tensor there multiplies one on any device, without a launch.
+        """
+        device = torch.device("cpu")
+        if isinstance(t, torch.Tensor):
+            device, t = like.device, t.to(like.device).reshape(-1, *[1] * (like.ndim - 1))
+        key = device, torch.float64 if like.dtype == torch.float64 else torch.float32
+        if key not in self._tables:
+            self._tables[key] = self._make_tables(*key)
+        return self._tables[key], t
+
+    def _on_chain(self, timestep: Timestep) -> Timestep:
+        """t as an int of the chain, where reading it waits for no accelerator; else the tensor."""
+        if isinstance(timestep, torch.Tensor):
+            if timestep.ndim > 0 or timestep.device.type != "cpu" or torch.compiler.is_compiling():
+                return timestep
+        t = timestep.item() if isinstance(timestep, torch.Tensor) else timestep
+        if t not in self._next:
+            raise IndexError(f"timestep={t} is not one of the chain's timesteps {_ends(list(self._next))}.")
+        return int(t)
 
     def set_timesteps(
         self,
@@ -201,58 +241,43 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
     ) -> None:
         """Choose the chain to sample on: a number of evenly spaced steps, or any strictly decreasing list of timesteps."""
         if (num_inference_steps is None) == (timesteps is None):
-            given = f"num_inference_steps={num_inference_steps}, timesteps={timesteps}"
-            raise ValueError(f"Pass one of `num_inference_steps` and `timesteps`, and not both; got {given}.")
-        T = len(self.betas)
-        if timesteps is None:
-            chain = self._spaced(num_inference_steps, T)
-        else:
-            chain = np.array(timesteps, dtype=np.int64)
-            if (np.diff(chain) >= 0).any():
-                raise ValueError(f"`timesteps` must be in descending order, got {list(timesteps)}.")
-        if len(chain) == 0 or chain[0] >= T or chain[-1] < 0:
-            why = f"must be a chain in 0 .. {T - 1} (steps_offset={self.config.steps_offset})"
-            raise ValueError(f"timesteps={chain[:3].tolist()} .. {chain[-3:].tolist()} {why}.")
+            raise ValueError(f"num_inference_steps={num_inference_steps}, timesteps={timesteps}: pass one of the two.")
+        self._set_chain(self._spaced(num_inference_steps) if timesteps is None else timesteps, device)
         self.custom_timesteps, self.num_inference_steps = timesteps is not None, num_inference_steps
-        self._set_chain(torch.from_numpy(chain), device)
 
-    def _spaced(self, n: int, T: int) -> np.ndarray:
-        if not 1 <= n <= T:
-            raise ValueError(f"num_inference_steps={n} must be at least 1 and at most num_train_timesteps={T}.")
-        spacing = self.config.timestep_spacing
+    def _spaced(self, n: int) -> np.ndarray:
+        T, spacing = len(self), self.config.timestep_spacing
+        if not (isinstance(n, Integral) and 1 <= n <= T):
+            raise ValueError(f"num_inference_steps={n!r:.100} must be an integer from 1 to num_train_timesteps={T}.")
         if spacing == "linspace":
-            return np.linspace(0, T - 1, n).round()[::-1].astype(np.int64)
-        if spacing == "leading":
-            ratio, offset = float(T // n), self.config.steps_offset
-            if n * ratio < 0.9 * T:  # whole steps would start far below T, where x_t is not noise yet
-                ratio = (T - offset) / n
-            return (np.arange(n) * ratio).round()[::-1].astype(np.int64) + offset
+            return np.linspace(0, T - 1, n).round()[::-1]
         if spacing == "trailing":
-            return np.round(np.arange(T, 0, -T / n)).astype(np.int64)[:n] - 1
-        raise ValueError(f"timestep_spacing={spacing!r} is not one of 'linspace', 'leading' or 'trailing'.")
+            return np.round(np.arange(T, 0, -T / n))[:n] - 1
+        ratio, offset = float(T // n), self.config.steps_offset
+        if n * ratio < 0.9 * T:  # whole steps would start far below T, where x_t is not noise yet
+            ratio = (T - offset) / n
+        return (np.arange(n) * ratio).round()[::-1] + offset
 
     def previous_timestep(self, timestep: Timestep) -> Timestep:
-        """The chain's next timestep after `timestep` on the way down; -1 after the last."""
-        if not (self.custom_timesteps or self.num_inference_steps):
-            return timestep - 1
-        previous = self._previous.to(timestep.device if isinstance(timestep, torch.Tensor) else "cpu")[timestep]
-        if (previous == -2).any():
-            raise IndexError(f"timestep={timestep} is not one of the chain's timesteps {self.timesteps.tolist()}.")
-        return previous
+        """The chain's next timestep after `timestep` on the way down; -1 after the last. Reads the values of a tensor."""
+        if not isinstance(timestep, torch.Tensor):
+            return self._next[self._on_chain(timestep)]
+        previous = [self.previous_timestep(t) for t in timestep.flatten().tolist()]
+        return timestep.new_tensor(previous).reshape(timestep.shape)
 
     # ------------------------------------------------------------------ q, the forward process
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: Timestep) -> torch.Tensor:
         """Draw x_t from q(x_t | x_0), Eq. 4. (B, ...) and t () or (B,) -> (B, ...), in the dtype of x_0; computed in float32 or better."""
         x_0, noise = _float(original_samples), _float(noise)
-        signal, sigma = self._at(timesteps, x_0, "sqrt_abar", "sqrt_one_minus_abar")
-        return (signal * x_0 + sigma * noise).to(original_samples.dtype)
+        c, t = self._at(timesteps, x_0)
+        return (c.sqrt_abar[t] * x_0 + c.sqrt_one_minus_abar[t] * noise).to(original_samples.dtype)
 
     def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: Timestep) -> torch.Tensor:
         """v = sqrt(abar_t) noise - sqrt(1 - abar_t) x_0 (arXiv:2202.00512, Section 4); shapes and dtypes as in `add_noise`."""
         x_0, noise = _float(sample), _float(noise)
-        signal, sigma = self._at(timesteps, x_0, "sqrt_abar", "sqrt_one_minus_abar")
-        return (signal * noise - sigma * x_0).to(sample.dtype)
+        c, t = self._at(timesteps, x_0)
+        return (c.sqrt_abar[t] * noise - c.sqrt_one_minus_abar[t] * x_0).to(sample.dtype)
 
     def get_target(self, x_0: torch.Tensor, noise: torch.Tensor, timesteps: Timestep) -> torch.Tensor:
         """What the model should output for (x_0, noise, t): the noise, x_0 or v, as `prediction_type` says. (B, ...)"""
@@ -262,43 +287,45 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
 
     def q_mean_variance(self, x_0: torch.Tensor, timestep: Timestep) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean (B, ...) and variance (broadcastable) of q(x_t | x_0), Eq. 4."""
-        signal, variance = self._at(timestep, x_0, "sqrt_abar", "one_minus_abar")
-        return signal * _float(x_0), variance
+        c, t = self._at(timestep, x_0)
+        return c.sqrt_abar[t] * _float(x_0), c.one_minus_abar[t]
 
     def posterior(self, x_0: torch.Tensor, x_t: torch.Tensor, timestep: Timestep) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean (B, ...) and variance (broadcastable) of q(x_{t-1} | x_t, x_0), Eq. 6 and 7; variance 0 is clamped to 1e-20."""
-        a, b, variance = self._at(timestep, x_0, "x_0_coefficient", "x_t_coefficient", "small")
-        return a * _float(x_0) + b * _float(x_t), variance
+        c, t = self._at(timestep, x_0)
+        return c.x_0_weight[t] * _float(x_0) + c.x_t_weight[t] * _float(x_t), c.small[t]
 
     # ------------------------------------------------------------------ p, the model's reverse process
 
     def _split(self, model_output: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The prediction, and the channels that parametrise the variance where it is learned."""
-        model_output = _float(model_output)
-        if self.variance_type in ("learned", "learned_range") and model_output.shape[1] == 2 * sample.shape[1]:
-            prediction, v = model_output.chunk(2, dim=1)
-            return prediction, v
-        return model_output, None
+        prediction, v = _float(model_output), None
+        if "learned" in self.variance_type and model_output.shape[1] == 2 * sample.shape[1]:
+            prediction, v = prediction.chunk(2, dim=1)
+        if prediction.shape[1:] != sample.shape[1:]:
+            shapes = f"{tuple(model_output.shape)} does not fit sample {tuple(sample.shape)}"
+            raise ValueError(f"model_output: {shapes} with variance_type={self.variance_type!r}.")
+        return prediction, v
 
     def predict_x_0(self, model_output: torch.Tensor, timestep: Timestep, sample: torch.Tensor) -> torch.Tensor:
         """x_0 (B, C, ...) that the model's output stands for at x_t = sample; not clipped. Eq. 15 for epsilon."""
         output, x_t = self._split(model_output, sample)[0], _float(sample)
-        signal, sigma = self._at(timestep, x_t, "sqrt_abar", "sqrt_one_minus_abar")
+        c, t = self._at(timestep, x_t)
         if self.config.prediction_type == "epsilon":
-            return (x_t - sigma * output) / signal
+            return (x_t - c.sqrt_one_minus_abar[t] * output) / c.sqrt_abar[t]
         if self.config.prediction_type == "sample":
             return output
-        return signal * x_t - sigma * output
+        return c.sqrt_abar[t] * x_t - c.sqrt_one_minus_abar[t] * output
 
     def predict_noise(self, model_output: torch.Tensor, timestep: Timestep, sample: torch.Tensor) -> torch.Tensor:
         """The noise (B, C, ...) that the model's output stands for at x_t = sample."""
         output, x_t = self._split(model_output, sample)[0], _float(sample)
+        c, t = self._at(timestep, x_t)
         if self.config.prediction_type == "epsilon":
             return output
-        signal, sigma = self._at(timestep, x_t, "sqrt_abar", "sqrt_one_minus_abar")
         if self.config.prediction_type == "sample":
-            return (x_t - signal * output) / sigma
-        return signal * output + sigma * x_t
+            return (x_t - c.sqrt_abar[t] * output) / c.sqrt_one_minus_abar[t]
+        return c.sqrt_abar[t] * output + c.sqrt_one_minus_abar[t] * x_t
 
     def _clip(self, x_0: torch.Tensor) -> torch.Tensor:
         if self.config.thresholding:
@@ -313,19 +340,19 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
         s = s.clamp(min=1, max=self.config.sample_max_value)
         return (x_0.clamp(-s, s) / s).reshape(sample.shape).to(sample.dtype)
 
-    def _log_variance(self, t: Timestep, x_t: torch.Tensor, v: torch.Tensor | None) -> torch.Tensor:
-        """log sigma_t^2 of p. v: the model's variance channels (B, C, ...), where they are learned."""
-        log_small, log_large = self._at(t, x_t, "log_small_clipped", "log_large_clipped")
+    def _log_variance(self, model_output: torch.Tensor, timestep: Timestep, x_t: torch.Tensor) -> torch.Tensor:
+        """log sigma_t^2 of p."""
+        c, t = self._at(timestep, x_t)
         if "fixed" in self.variance_type:
-            return log_large if "large" in self.variance_type else log_small
+            return c.log_large[t] if "large" in self.variance_type else c.log_small[t]
+        _, v = self._split(model_output, x_t)
         if v is None:
-            raise ValueError(
-                f"model_output: variance_type={self.variance_type!r} needs twice the channels of {tuple(x_t.shape)}."
-            )
+            needs = f"needs twice the channels of {tuple(x_t.shape)}"
+            raise ValueError(f"model_output: variance_type={self.variance_type!r} {needs}.")
         if self.variance_type == "learned":
             return v
         frac = (v + 1) / 2
-        return frac * log_large + (1 - frac) * log_small  # Improved DDPM Eq. 15
+        return frac * c.log_large[t] + (1 - frac) * c.log_small[t]  # Improved DDPM Eq. 15
 
     def _get_variance(
         self, t: Timestep, predicted_variance: torch.Tensor | None = None, variance_type: str | None = None
@@ -334,10 +361,10 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
         variance_type, v = variance_type or self.variance_type, predicted_variance
         if variance_type == "learned":
             return torch.exp(v)
-        small, large = self._at(t, self.alphas_cumprod if v is None else v, "small", "large")
+        c, t = self._at(t, self.alphas_cumprod if v is None else v)
         if variance_type == "learned_range":
-            return large ** ((v + 1) / 2) * small ** ((1 - v) / 2)  # Improved DDPM Eq. 15
-        return large if "large" in variance_type else small
+            return c.large[t] ** ((v + 1) / 2) * c.small[t] ** ((1 - v) / 2)  # Improved DDPM Eq. 15
+        return c.large[t] if "large" in variance_type else c.small[t]
 
     def p_mean_variance(
         self, model_output: torch.Tensor, timestep: Timestep, sample: torch.Tensor
@@ -346,7 +373,7 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
         x_t = _float(sample)
         x_0 = self._clip(self.predict_x_0(model_output, timestep, x_t))
         mean, _ = self.posterior(x_0, x_t, timestep)  # Eq. 11
-        return mean, self._log_variance(timestep, x_t, self._split(model_output, x_t)[1]), x_0
+        return mean, self._log_variance(model_output, timestep, x_t), x_0
 
     def step(
         self,
@@ -372,33 +399,38 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
             previous_original_sample: `pred_original_sample` (B, C, ...) of the step before, which makes this one of second order:
                 DPM-Solver++(2M) with eta=0, its SDE with eta=1 (arXiv:2211.01095).
         """
-        x_t, timestep = _float(sample), _on_host(timestep)
-        if isinstance(timestep, int) and timestep not in self._chain:
-            raise IndexError(f"timestep={timestep} is not one of the chain's timesteps {self.timesteps.tolist()}.")
-        x_0 = guess = self._clip(self.predict_x_0(model_output, timestep, x_t))
+        x_t, t = _float(sample), self._on_chain(timestep)
+        c, at = self._at(t, x_t)
+        x_0 = guess = self._clip(self.predict_x_0(model_output, t, x_t))
         if previous_original_sample is not None:
-            (trend,) = self._at(timestep, x_t, "trend")
-            x_0 = guess + trend * (guess - _float(previous_original_sample))
+            x_0 = guess + c.trend[at] * (guess - _float(previous_original_sample))  # DPM-Solver++(2M)
         if eta is None:
-            x_prev, _ = self.posterior(x_0, x_t, timestep)  # Eq. 11
-            if "fixed" in self.variance_type:
-                (std,) = self._at(timestep, x_t, "std")
-            else:
-                std = torch.exp(0.5 * self._log_variance(timestep, x_t, self._split(model_output, x_t)[1]))
+            x_prev, std = self._ancestral(model_output, t, x_t, x_0)
         else:
-            signal, room, std = self._at(timestep, x_t, "sqrt_abar_prev", "one_minus_abar_prev", "std_small")
-            noise = self.predict_noise(model_output, timestep, x_t)
             if use_clipped_model_output or previous_original_sample is not None:
-                a, b = self._at(timestep, x_t, "sqrt_abar", "sqrt_one_minus_abar")
-                noise = (x_t - a * x_0) / b  # Eq. 4 solved for the noise
-            std = eta * std  # DDIM Eq. 16
-            x_prev = signal * x_0 + (room - std**2).clamp(min=0) ** 0.5 * noise  # DDIM Eq. 12
-        if eta != 0 and not (isinstance(timestep, int) and timestep == self._last_two[-1]):
-            if isinstance(timestep, torch.Tensor):
-                std = std * self._at(timestep, x_t, "not_last")[0]
+                noise = (x_t - c.sqrt_abar[at] * x_0) / c.sqrt_one_minus_abar[at]  # Eq. 4 solved for the noise
+            else:
+                noise = self.predict_noise(model_output, t, x_t)
+            x_prev, std = self._ddim(noise, t, x_0, eta)
+        if eta != 0 and not (isinstance(t, int) and self._next[t] < 0):  # the last step adds no noise
             x_prev = x_prev + std * randn_tensor(x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype)
         x_prev, guess = x_prev.to(sample.dtype), guess.to(sample.dtype)
         return DDPMSchedulerOutput(prev_sample=x_prev, pred_original_sample=guess) if return_dict else (x_prev, guess)
+
+    def _ancestral(self, model_output, timestep: Timestep, x_t, x_0) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and deviation of p(x_{t-1} | x_t), Algorithm 2."""
+        c, t = self._at(timestep, x_t)
+        mean = c.x_0_weight[t] * x_0 + c.x_t_weight[t] * x_t  # Eq. 7 and 11
+        if "fixed" in self.variance_type:
+            return mean, c.std[t]
+        return mean, c.std[t] * torch.exp(0.5 * self._log_variance(model_output, timestep, x_t))
+
+    def _ddim(self, noise, timestep: Timestep, x_0, eta: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and deviation of DDIM's step to x_{t-1}."""
+        c, t = self._at(timestep, x_0)
+        std = eta * c.std_ddim[t]  # DDIM Eq. 16
+        noise_weight = (c.one_minus_abar_prev[t] - std**2).clamp(min=0) ** 0.5
+        return c.sqrt_abar_prev[t] * x_0 + noise_weight * noise, std  # DDIM Eq. 12
 
     # ------------------------------------------------------------------ the rest of a diffusers scheduler
 
@@ -421,7 +453,42 @@ def _float(x: torch.Tensor) -> torch.Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-def _on_host(timestep: Timestep) -> Timestep:
-    """t as an int, where reading it waits for no accelerator: plain indexing is faster, and the last step then draws no noise."""
-    stays = isinstance(timestep, torch.Tensor) and (timestep.ndim > 0 or timestep.device.type != "cpu")
-    return timestep if stays or torch.compiler.is_compiling() else int(timestep)
+def _ends(chain: list) -> str:
+    return f"{chain[:3]} .. {chain[-3:]}"
+
+
+# ---------------------------------------------------------------------- what a config may hold
+
+VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range")
+CHOICES = {
+    "num_train_timesteps": range(1, 100_001),
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace"),
+    "clip_sample": (True, False),
+    "prediction_type": ("epsilon", "sample", "v_prediction"),
+    "thresholding": (True, False),
+    "timestep_spacing": ("leading", "linspace", "trailing"),
+    "steps_offset": range(100_001),
+    "rescale_betas_zero_snr": (True, False),
+}
+LIMITS = dict.fromkeys(("beta_start", "beta_end", "clip_sample_range", "sample_max_value"), 1e6)
+LIMITS["dynamic_thresholding_ratio"] = 1
+
+
+def check_config(config) -> None:
+    """Refuse an unknown name, a wrong type or a number out of bounds before anything is allocated."""
+    for key, choices in CHOICES.items():
+        if config[key] not in choices:
+            raise ValueError(f"{key}={config[key]!r:.100}: choose from {choices}.")
+    for key, limit in LIMITS.items():
+        if not _is_number(config[key], limit):
+            raise ValueError(f"{key}={config[key]!r:.100} must be a number from 0 to {limit:g}.")
+    if not isinstance(config["variance_type"], str | None):
+        raise ValueError(f"variance_type={config['variance_type']!r:.100}: choose from {VARIANCE_TYPES}.")
+    betas = config["trained_betas"]
+    is_list = isinstance(betas, list | tuple | np.ndarray) and len(betas) in CHOICES["num_train_timesteps"]
+    if betas is not None and not (is_list and all(_is_number(beta, 1) for beta in betas)):
+        raise ValueError(f"trained_betas={betas!r:.100} must be 1 to 100000 numbers from 0 to 1.")
+
+
+def _is_number(value: Any, limit: float) -> bool:
+    return isinstance(value, int | float | np.floating) and bool(0 <= value <= limit)

@@ -5,7 +5,7 @@
     python tests/swap_stock_tests.py CHECKOUT --stock    # diffusers' own classes: the line to compare with
 
 Further arguments go to pytest. Left out are the NCSN++ classes: skip blocks and the Fourier embedding are another paper's. What needs the
-Hub fails on both sides where there is no network. The tests run on the checkout's own diffusers.
+Hub fails on both sides where there is no network, and some schedulers want scipy and torchsde. The tests run on the checkout's own diffusers.
 """
 
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 TESTS = (
-    "tests/schedulers/test_scheduler_ddpm.py",
+    "tests/schedulers",
     "tests/models/unets/test_models_unet_2d.py",
     "tests/pipelines/ddpm/test_ddpm.py",
 )
@@ -40,7 +40,7 @@ class SwapParts:
 
 def main(checkout: str, *options: str) -> int:
     checkout = Path(checkout).resolve()
-    if missing := [test for test in TESTS if not (checkout / test).is_file()]:
+    if missing := [test for test in TESTS if not (checkout / test).exists()]:
         raise SystemExit(f"CHECKOUT={checkout}: no checkout of diffusers, it lacks {missing}.")
     plugins = [] if "--stock" in options else [SwapParts()]
     options = [option for option in options if option != "--stock"]

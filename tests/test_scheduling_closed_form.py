@@ -4,9 +4,19 @@ import itertools
 
 import pytest
 import torch
-from test_scheduling_ddpm_noise import PREDICTIONS, VARIANCES, randn, seeded
 
 from ddpm_hf import DDPMNoiseScheduler
+
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
+VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range")
+
+
+def seeded(seed: int = 3) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape, seed=0, dtype=torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=seeded(seed), dtype=dtype)
 
 
 def test_learned_range_interpolates_between_the_bounds():
@@ -97,8 +107,9 @@ def exact_output(scheduler, x_t, t, covariance, s) -> torch.Tensor:
     return torch.cat([output, log_variance.float()[:, None].expand_as(output)], dim=1)
 
 
-def sampled_moments(scheduler, n: int, covariance: torch.Tensor, num_samples: int, eta=None, solver_order=1):
-    scheduler.set_timesteps(n)
+def sampled_moments(scheduler, steps, covariance: torch.Tensor, num_samples: int, eta=None, solver_order=1):
+    """Mean and covariance of samples; `steps` is a number of steps or the chain itself."""
+    scheduler.set_timesteps(**{"num_inference_steps" if isinstance(steps, int) else "timesteps": steps})
     chain, g = scheduler.timesteps.tolist(), seeded(7)
     x_t, options = torch.randn(num_samples, 3, 1, generator=g), {}
     for t, s in zip(chain, [*chain[1:], -1]):
@@ -137,13 +148,17 @@ def test_gaussian_data_comes_out(prediction_type, variance_type, eta):
     assert_moments(moments, covariance, num_samples)
 
 
+UNEVEN = [999 - i // 2 * 66 - i % 2 * 24 for i in range(30)]  # steps of 24 and 42
+
+
+@pytest.mark.parametrize("steps", [30, UNEVEN], ids=["trailing", "custom"])
 @pytest.mark.parametrize("eta", [None, 0.0, 1.0])
-def test_second_order_is_exact_in_fewer_steps(eta):
-    """In 30 steps, where the first order is far outside of the bounds."""
+def test_second_order_is_exact_in_fewer_steps(eta, steps):
+    """In 30 steps, evenly spaced or not, where the first order is far outside of the bounds."""
     scheduler = DDPMNoiseScheduler(clip_sample=False, beta_schedule="squaredcos_cap_v2", timestep_spacing="trailing")
-    assert_moments(sampled_moments(scheduler, 30, COVARIANCE, 4000, eta, solver_order=2), COVARIANCE, 4000)
+    assert_moments(sampled_moments(scheduler, steps, COVARIANCE, 4000, eta, solver_order=2), COVARIANCE, 4000)
     with pytest.raises(AssertionError):
-        assert_moments(sampled_moments(scheduler, 30, COVARIANCE, 4000, eta), COVARIANCE, 4000)
+        assert_moments(sampled_moments(scheduler, steps, COVARIANCE, 4000, eta), COVARIANCE, 4000)
 
 
 def test_the_closed_form_notices_a_wrong_variance():

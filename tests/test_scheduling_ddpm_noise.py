@@ -1,11 +1,14 @@
 """The scheduler: bit for bit `diffusers.DDPMScheduler` where stock is right, and right where it is wrong."""
 
+import copy
 import itertools
+import math
 import os
 
 import numpy as np
 import pytest
 import torch
+from accelerate import init_empty_weights
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -13,6 +16,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm_hf import DDPMNoiseScheduler
 
@@ -152,14 +156,18 @@ def test_any_strictly_decreasing_list_is_a_chain(chain):
 @pytest.mark.parametrize(
     "kwargs, words",
     [
-        ({"num_inference_steps": 1001}, "num_inference_steps=1001.*1000"),
-        ({"num_inference_steps": 0}, "num_inference_steps=0 .*at least 1"),
-        ({"num_inference_steps": 5, "timesteps": [1, 0]}, "num_inference_steps=5, timesteps=.1, 0."),
-        ({}, "num_inference_steps=None, timesteps=None"),
-        ({"timesteps": [5, 6]}, r"timesteps.*descending.*\[5, 6\]"),
-        ({"timesteps": [5, 5]}, r"timesteps.*descending.*\[5, 5\]"),
-        ({"timesteps": [1000, 5]}, r"timesteps=\[1000, 5\].*chain in 0 .. 999"),
-        ({"timesteps": [5, -1]}, r"timesteps=\[5, -1\].*chain in 0 .. 999"),
+        ({"num_inference_steps": 1001}, "num_inference_steps=1001 .*1 to num_train_timesteps=1000"),
+        ({"num_inference_steps": 0}, "num_inference_steps=0 .*integer from 1"),
+        ({"num_inference_steps": 5.0}, "num_inference_steps=5.0 .*integer from 1"),
+        ({"num_inference_steps": "5"}, "num_inference_steps='5' .*integer from 1"),
+        ({"num_inference_steps": 5, "timesteps": [1, 0]}, "num_inference_steps=5, timesteps=.1, 0.: pass one"),
+        ({}, "num_inference_steps=None, timesteps=None: pass one"),
+        ({"timesteps": [5, 6]}, r"timesteps=\[5, 6\].*descending order within 0 .. 999"),
+        ({"timesteps": [5, 5]}, r"timesteps=\[5, 5\].*descending"),
+        ({"timesteps": [1000, 5]}, r"timesteps=\[1000, 5\].*within 0 .. 999"),
+        ({"timesteps": [5, -1]}, r"timesteps=\[5, -1\].*within 0 .. 999"),
+        ({"timesteps": [9.5, 3]}, r"timesteps=\[9.5, 3.0\].*integers"),
+        ({"timesteps": [[9, 3]]}, r"timesteps=\[\[9, 3\]\].*integers in descending order"),
         ({"timesteps": []}, r"timesteps=\[\]"),
     ],
 )
@@ -173,15 +181,58 @@ def test_refuses_a_chain(kwargs, words):
     assert len(ours.timesteps) == 1000, "a refused chain leaves the old one"
 
 
-def test_refuses_unknown_names():
-    for scheduler in pair(timestep_spacing="even"):
-        with pytest.raises(ValueError, match="even.*'linspace', 'leading' or 'trailing'"):
-            scheduler.set_timesteps(5)
-    with pytest.raises(ValueError, match="score.*epsilon.*sample.*v_prediction"):
-        DDPMNoiseScheduler(prediction_type="score")  # stock refuses it in the first step
-    for kind in (DDPMScheduler, DDPMNoiseScheduler):
-        with pytest.raises(NotImplementedError, match="cubic"):
-            kind(beta_schedule="cubic")
+def test_refuses_a_step_between_two_timesteps():
+    ours, x_t = DDPMNoiseScheduler(), randn(1, 1, 4, 4)
+    for t in (7.9, torch.tensor(7.9), 1000, -1):
+        with pytest.raises(IndexError, match="is not one of the chain's timesteps"):
+            ours.step(x_t, t, x_t)
+
+
+def test_refuses_a_model_of_other_channels():
+    """Broadcasting would make (B, 2, ...) of one channel."""
+    for variance_type, channels in (("fixed_small", 2), ("learned_range", 3)):
+        ours = DDPMNoiseScheduler(variance_type=variance_type)
+        for method in (ours.step, ours.p_mean_variance, ours.predict_x_0, ours.predict_noise):
+            with pytest.raises(
+                ValueError, match=rf"model_output: \(1, {channels}, 4, 4\) does not fit .*{variance_type}"
+            ):
+                method(randn(1, channels, 4, 4), 500, randn(1, 1, 4, 4))
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        *[("num_train_timesteps", value) for value in (0, -1, 10**8, 10**400, 0.5, math.nan, "1000", None, [1000])],
+        *[("beta_start", value) for value in (math.nan, -0.1, math.inf, 10**400, "0.1", None, 0, 1e-12)],
+        *[("beta_end", value) for value in (math.nan, -math.inf, [0.02])],
+        *[("trained_betas", value) for value in ([0.1, math.nan], [0.1, 2], ["x"], [], [[0.1]], {}, 0.1, "0.1")],
+        *[("trained_betas", value) for value in ([0, 0.1], np.full(100_001, 0.1), [10**400])],
+        *[("beta_schedule", value) for value in ("cubic", None, 3, ["linear"])],
+        *[("variance_type", value) for value in (3, ["fixed_small"], {})],
+        *[("prediction_type", value) for value in ("score", None, {})],
+        *[("timestep_spacing", value) for value in ("even", None, 1)],
+        *[("steps_offset", value) for value in (-1, 0.5, None, 10**9)],
+        *[
+            (key, value)
+            for key in ("clip_sample", "thresholding", "rescale_betas_zero_snr")
+            for value in ("no", None, 2)
+        ],
+        *[(key, value) for key in ("clip_sample_range", "sample_max_value") for value in (-1, None, math.nan, "1")],
+        *[("dynamic_thresholding_ratio", value) for value in (-0.1, 1.1, None, math.nan)],
+        ("beta_schedule", "x" * 10**6),
+    ],
+)
+def test_refuses_a_config(key, value):
+    """One line that names the key and the value, before anything of that size is made."""
+    for make in (DDPMNoiseScheduler, lambda **config: DDPMNoiseScheduler.from_config(config)):
+        with pytest.raises(ValueError) as caught:
+            make(**{key: value})
+        message = str(caught.value)
+        assert key in message and len(message) < 300 and "\n" not in message
+        assert f"{value!r:.40}" in message or key in ("beta_start", "trained_betas")
+
+
+def test_refuses_more_steps_than_the_offset_leaves():
     with pytest.raises(ValueError, match=r"timesteps=\[1000.*steps_offset=1"):
         DDPMNoiseScheduler(steps_offset=1).set_timesteps(1000)
 
@@ -205,6 +256,100 @@ def test_config_goes_to_other_samplers_and_back(kind, given, tmp_path):
     for loaded in (kind.from_pretrained(tmp_path), DDPMNoiseScheduler.from_pretrained(tmp_path)):
         assert loaded.config.num_train_timesteps == ours.config.num_train_timesteps
         assert torch.equal(loaded.alphas_cumprod, other.alphas_cumprod)
+
+
+def test_every_sampler_comes_and_goes():
+    """From each one's own config, as it is saved, and back: no key is lost or changed."""
+    for kind in DDPMNoiseScheduler().compatibles:
+        if kind.__name__ in ("DPMSolverSDEScheduler", "LMSDiscreteScheduler"):
+            continue  # want torchsde, scipy
+        other = kind()
+        ours = DDPMNoiseScheduler.from_config(other.config)
+        ours.set_timesteps(5)
+        x_t = randn(1, 1, 4, 4)
+        assert ours.step(x_t, ours.timesteps[0], x_t).prev_sample.isfinite().all(), kind
+        back = kind.from_config(ours.config)
+        assert {name: back.config[name] for name in other.config} == dict(other.config), kind
+
+
+def test_no_variance_type_is_fixed_small(tmp_path, caplog):
+    """DPM-Solver saves None, and knows of no variance in the model's output."""
+    DPMSolverMultistepScheduler().save_pretrained(tmp_path)
+    ours, small = DDPMNoiseScheduler.from_pretrained(tmp_path), DDPMNoiseScheduler(timestep_spacing="linspace")
+    assert ours.config.variance_type is None and ours.variance_type == "fixed_small"
+    x_t, output = randn(2, 3, 4, 4), randn(2, 3, 4, 4, seed=1)
+    for scheduler in (ours, small):
+        scheduler.set_timesteps(10)
+    for t in ours.timesteps:
+        got, expected = (s.step(output, t, x_t, generator=seeded()).prev_sample for s in (ours, small))
+        assert torch.equal(got, expected)
+        assert torch.equal(ours.p_mean_variance(output, t, x_t)[1], small.p_mean_variance(output, t, x_t)[1])
+    assert not caplog.records
+
+
+def test_an_unknown_variance_type_is_fixed_small_with_a_warning(caplog):
+    """As with stock, whose own tests ask for it; stock is silent."""
+    stock, ours = pair(variance_type="other")
+    assert "variance_type='other' is unknown and read as fixed_small" in caplog.text
+    x_t, output = randn(2, 3, 4, 4), randn(2, 3, 4, 4, seed=1)
+    for t in (999, 500, 0):
+        got, expected = (s.step(output, t, x_t, generator=seeded()).prev_sample for s in (ours, stock))
+        assert_same_bits(got, expected)
+
+
+# ---------------------------------------------------------------------- the chain follows `timesteps`
+
+
+@pytest.mark.parametrize("cut", [slice(3, None), slice(None, 7), slice(0, None, 2), slice(4, 5)])
+@pytest.mark.parametrize("kind", [lambda t: t, lambda t: t.tolist(), lambda t: t.numpy(), lambda t: t.double()])
+def test_assigned_timesteps_are_the_chain(cut, kind):
+    """As img2img code does after `set_timesteps`; bit for bit what `set_timesteps(timesteps=...)` gives."""
+    assigned, chosen = DDPMNoiseScheduler(), DDPMNoiseScheduler()
+    assigned.set_timesteps(10)
+    chosen.set_timesteps(timesteps=assigned.timesteps[cut].tolist())
+    assigned.timesteps = kind(assigned.timesteps[cut])
+    assert torch.equal(assigned.timesteps, chosen.timesteps) and assigned.timesteps.dtype == torch.int64
+    x_t, output, before = randn(3, 2, 3, 4, 4).unbind()
+    for t, eta in itertools.product(chosen.timesteps, (None, 0.5)):
+        options = {"eta": eta, "previous_original_sample": before}
+        steps = [s.step(output, t, x_t, generator=seeded(), **options).prev_sample for s in (assigned, chosen)]
+        assert torch.equal(*steps) and assigned.previous_timestep(t) == chosen.previous_timestep(t)
+    last = assigned.step(output, assigned.timesteps[-1], x_t)
+    assert torch.allclose(last.prev_sample, last.pred_original_sample, atol=1e-4), "the last step goes to x_0"
+    with pytest.raises(IndexError):
+        assigned.step(output, 999, x_t)
+
+
+def test_assigned_timesteps_without_set_timesteps():
+    ours = DDPMNoiseScheduler()
+    ours.timesteps = ours.timesteps[500:]
+    assert (ours.previous_timestep(499), ours.previous_timestep(0)) == (498, -1)
+    ours.timesteps = torch.tensor([400, 20])
+    assert ours.previous_timestep(torch.tensor([400, 20])).tolist() == [20, -1]
+
+
+def test_assigned_timesteps_that_are_no_chain_are_refused():
+    ours = DDPMNoiseScheduler()
+    ours.set_timesteps(10)
+    before = ours.timesteps
+    for timesteps in (before.flip(0), before + 500, before.double() + 0.5, before[:0], before.double() * math.nan):
+        with pytest.raises(ValueError, match="timesteps=.*descending order"):
+            ours.timesteps = timesteps
+    assert ours.timesteps is before and ours.previous_timestep(before[0]) == before[1]
+
+
+def test_a_copy_has_its_own_chain():
+    """Two threads with different numbers of steps sample on copies."""
+    ours = DDPMNoiseScheduler()
+    ours.set_timesteps(10)
+    other = copy.copy(ours)
+    other.set_timesteps(7)
+    x_t, fresh = randn(1, 1, 4, 4), DDPMNoiseScheduler()
+    fresh.set_timesteps(10)
+    assert len(ours.timesteps) == 10 and len(other.timesteps) == 7
+    for t in ours.timesteps:
+        got, expected = (s.step(x_t, t, x_t, generator=seeded()).prev_sample for s in (ours, fresh))
+        assert torch.equal(got, expected)
 
 
 # ---------------------------------------------------------------------- the faults of stock, one by one
@@ -415,6 +560,26 @@ def test_second_order_of_equal_guesses_is_first_order():
         assert torch.equal(one.prev_sample, two.prev_sample)
 
 
+@pytest.mark.parametrize("prediction_type, variance_type", list(itertools.product(PREDICTIONS, VARIANCES)))
+def test_a_custom_chain_takes_every_option(prediction_type, variance_type):
+    """eta, second order and a t for each sample: each sample by itself gives the same bits."""
+    ours = DDPMNoiseScheduler(prediction_type=prediction_type, variance_type=variance_type)
+    ours.set_timesteps(timesteps=[990, 640, 639, 310, 77, 12, 3])
+    t = ours.timesteps[[0, 2, 3, 6]]
+    x_t, before, output = randn(4, 1, 4, 4), randn(4, 1, 4, 4, seed=1), randn(4, 2, 4, 4, seed=2)
+    output = output if "learned" in variance_type else output[:, :1]
+    for eta, clipped, previous in itertools.product((None, 0.0, 0.7, 1.0), (False, True), (None, before)):
+        options = {"eta": eta, "use_clipped_model_output": clipped}
+        together = ours.step(
+            output, t, x_t, [seeded(i) for i in range(4)], previous_original_sample=previous, **options
+        ).prev_sample
+        for i in range(4):
+            row = slice(i, i + 1)
+            one = None if previous is None else previous[row]
+            alone = ours.step(output[row], int(t[i]), x_t[row], seeded(i), previous_original_sample=one, **options)
+            assert torch.equal(together[row], alone.prev_sample), (eta, clipped, i)
+
+
 # ---------------------------------------------------------------------- graphs and devices
 
 
@@ -433,19 +598,100 @@ def test_step_compiles_to_one_graph(eta):
     assert torch.allclose(x_0, ours.step(output, t, x_t, eta=eta).pred_original_sample)
 
 
+@pytest.mark.parametrize("variance_type", ["fixed_large", "learned_range"])
 @pytest.mark.parametrize("eta", [None, 0.0, 0.5])
-def test_no_value_travels_to_the_host_in_the_loop(eta):
+def test_no_value_travels_to_the_host_in_the_loop(eta, variance_type):
     """A tensor on "meta" has no values: reading one on the host is an error."""
-    ours = DDPMNoiseScheduler(variance_type="fixed_large", thresholding=True)
+    ours = DDPMNoiseScheduler(variance_type=variance_type, thresholding=True)
     ours.set_timesteps(10, device="meta")
-    x_t = torch.zeros(2, 3, 4, 4, device="meta")
+    x_t, output = (torch.zeros(2, channels, 4, 4, device="meta") for channels in (3, 6))
+    output, options = output if variance_type == "learned_range" else x_t, {"eta": eta}
     for t in ours.timesteps:
-        x_t = ours.step(x_t, t, x_t, eta=eta).prev_sample
+        for timestep in (t, t.expand(2)):
+            x_t, x_0 = ours.step(output, timestep, x_t, return_dict=False, **options)
+        options["previous_original_sample"] = x_0
     assert x_t.shape == (2, 3, 4, 4)
     stock = DDPMScheduler()
     stock.set_timesteps(10, device="meta")
     with pytest.raises((RuntimeError, NotImplementedError)):
         stock.step(x_t, stock.timesteps[0], x_t)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+def test_no_value_travels_to_the_host_in_training(prediction_type):
+    ours = DDPMNoiseScheduler(prediction_type=prediction_type, variance_type="learned_range")
+    x_0, noise = torch.zeros(2, 2, 3, 4, 4, device="meta").unbind()
+    t, output = torch.zeros(2, dtype=torch.int64, device="meta"), torch.zeros(2, 6, 4, 4, device="meta")
+    output.requires_grad_()
+    x_t, target = ours.add_noise(x_0, noise, t), ours.get_target(x_0, noise, t)
+    mean, log_variance, guess = ours.p_mean_variance(output, t, x_t)
+    q_mean, q_variance = ours.posterior(x_0, x_t, t)
+    noise_guess = ours.predict_noise(output, t, x_t)
+    terms = (output[:, :3] - target, mean - q_mean, log_variance - q_variance.log(), guess, noise_guess)
+    sum(term.square().sum() for term in terms).backward()
+    assert output.grad.shape == output.shape and ours.q_mean_variance(x_0, t)[1].device.type == "meta"
+
+
+@pytest.mark.parametrize("eta, expected", [(None, 10), (0.0, 7), (1.0, 10)])
+def test_a_step_at_an_int_launches_nothing_for_its_coefficients(eta, expected):
+    """Operations on the accelerator in a step at an int t: those of the equations, for coefficients stay on the host."""
+
+    class Count(TorchDispatchMode):
+        num_launches = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            self.num_launches += isinstance(out, torch.Tensor) and out.device.type == "meta"
+            return out
+
+    ours, x_t = DDPMNoiseScheduler(), torch.zeros(2, 3, 4, 4, device="meta")
+    with Count() as count:
+        ours.step(x_t, 500, x_t, eta=eta)
+    assert count.num_launches <= expected
+
+
+@pytest.mark.parametrize(
+    "context", [lambda: torch.device("meta"), lambda: init_empty_weights(include_buffers=True), torch.inference_mode]
+)
+def test_tables_are_made_on_the_host_whatever_the_default_device(context):
+    expected, x_t = DDPMNoiseScheduler(), randn(2, 1, 4, 4)
+    expected.set_timesteps(10)
+    with context():
+        for schedule in SCHEDULES:
+            made = DDPMNoiseScheduler(beta_schedule=schedule, rescale_betas_zero_snr=True)
+            assert made.alphas_cumprod.device.type == "cpu" and made.alphas_cumprod.isfinite().all()
+        ours = DDPMNoiseScheduler()
+        ours.set_timesteps(10)
+        ours.timesteps = ours.timesteps
+    for t in expected.timesteps:
+        steps = [s.step(x_t, t, x_t, generator=seeded()).prev_sample for s in (ours, expected)]
+        assert torch.equal(*steps)
+    assert torch.equal(ours.timesteps, expected.timesteps) and ours.timesteps.device.type == "cpu"
+
+
+def test_tables_made_in_inference_mode_take_part_in_training():
+    x_0, noise, t = randn(2, 1, 4, 4), randn(2, 1, 4, 4, seed=1), torch.tensor([3, 500])
+    with torch.inference_mode():
+        ours = DDPMNoiseScheduler(variance_type="learned_range")
+        ours.set_timesteps(1000)
+        ours.add_noise(x_0.double(), noise.double(), t)
+    for dtype in (torch.float32, torch.float64):
+        output = torch.cat([noise, noise], dim=1).to(dtype).requires_grad_()
+        x_t = ours.add_noise(x_0.to(dtype), noise.to(dtype), t)
+        sum(term.sum() for term in ours.p_mean_variance(output, t, x_t)).backward()
+        assert output.grad.isfinite().all()
+    weight = torch.ones(2, requires_grad=True)
+    (weight * ours.alphas_cumprod[t]).sum().backward()  # as in min-SNR weights
+    assert torch.equal(weight.grad, ours.alphas_cumprod[t])
+
+
+def test_a_schedule_that_was_moved_makes_the_same_tables():
+    """Training scripts write `scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(device)`."""
+    ours, x_t = DDPMNoiseScheduler(), randn(1, 1, 4, 4)
+    expected = ours.step(x_t, 999, x_t, generator=seeded()).prev_sample
+    ours.alphas_cumprod = ours.alphas_cumprod.to("meta")
+    ours.set_timesteps(1000)
+    assert torch.equal(ours.step(x_t, 999, x_t, generator=seeded()).prev_sample, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
