@@ -3,8 +3,8 @@
     python scripts/push_to_hub.py MODEL --repo_id NAME [--private] [--revision BRANCH] [--create_pr]
     python scripts/push_to_hub.py --space NAME --model REPO [--private]
 
-MODEL is the folder of a saved model. The token is the one of `hf auth login` or $HF_TOKEN. The same command again finishes
-a push that failed, and does nothing where nothing has changed.
+MODEL is the folder of a saved model. The token is the one of `hf auth login` or $HF_TOKEN. A push changes nothing where nothing is
+new. Of one that the network stopped the same command does the rest.
 """
 
 import argparse
@@ -22,7 +22,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repo_id", help="where to push it: owner/name, or name for your own account")
     parser.add_argument("--revision", help="branch to push to (default: main, and with it the branch stock)")
     parser.add_argument(
-        "--create_pr", action="store_true", help="open a pull request instead of committing; it leaves stock as it is"
+        "--create_pr", action="store_true", help="open a pull request to main instead; it leaves stock as it is"
     )
     parser.add_argument("--space", metavar="NAME", help="create or update this Gradio Space from spaces_app/")
     parser.add_argument("--model", metavar="REPO", help="Hub id of the model that the Space shows")
@@ -46,10 +46,8 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, hub.HubError) as error:
         sys.exit(f"error: {error}")
     print(commit.pr_url or commit.commit_url)
-    if args.create_pr and not args.revision:
-        print(
-            "After its merge push again without --create_pr, which brings the branch stock along where there is one."
-        )
+    if args.create_pr:
+        print("After its merge push again without --create_pr, which brings the branch stock along.")
 
 
 if __name__ == "__main__":

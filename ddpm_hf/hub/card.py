@@ -1,212 +1,185 @@
 """The card of a saved model: model_card.md filled in from what lies in its folder, through huggingface_hub's ModelCard.
 
-`hub.save` writes it as README.md. Its figures, and the `model-index` that the Hub reads, come from metrics.json alone:
-{"metrics": {"fid": 3.17, "bits": {"test": 3.7}}, "command": "...", ...}: numbers under "metrics" are results, those of the
-same name under "floors" and "spreads" stand beside them, the rest says how they were measured. A dict without "metrics" is
-taken to be results only; what is not finite is left out. What training took comes from train_results.json, as far as it tells:
-{"train_runtime": seconds, "train_steps": 6000, "train_samples": 96000, "num_processes": 1, "hardware": "2 CPU cores", ...}.
+metrics.json: {"metrics": {"fid": 3.17, "bits": {"test": 3.7}}, "floors": ..., "spreads": ..., "settings": ..., "command": "..."}. Numbers
+under "metrics" are results, on the card and in the `model-index` that the Hub reads; those of the same name under "floors" and "spreads" stand
+beside them; what is not finite is left out. A dict without "metrics" holds results only.
+train_results.json: {"train_runtime": seconds, "train_steps": 6000, "train_samples": 96000, "num_processes": 1, "hardware": "2 CPU cores"},
+as far as it is known.
 
-It names no license: that is for the model's owner to choose, in view of the data's terms, and to put on the card, where it stays.
+The last line of a generated text is its checksum. While that fits, saves and pushes write the text anew; a text that somebody edited stays as
+it is. The metadata is its owner's in both cases, but for the results. A generated card names no license: that is for the model's owner to
+choose, in view of the data's terms.
 """
 
+import hashlib
 import json
 import logging
 import math
-import platform
-import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import diffusers
-import torch
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, SpaceCard
+from diffusers import UNet2DModel
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .. import __version__
+from .commits import one_line
+from .files import read_json
 
 logger = logging.getLogger(__name__)
 
+STOCK = "stock"  # the branch under diffusers' own classes
 TASK = "unconditional-image-generation"
 CLASSIFIER_METRICS = ("fid", "kid", "precision", "recall")
-MIN_DIFFUSERS = "0.35"  # the oldest that was seen to run a saved model's code; the package itself wants a newer one
-TRAINING, EVALUATION, WITHOUT_CODE = "## Training", "## Evaluation", "### Where remote code may not run"
-SECTIONS = {"training_config.yaml": TRAINING, "train_results.json": TRAINING, "metrics.json": EVALUATION}
-LOAD = r"(\b(?:(?:Diffusion|DDPMImage)Pipeline\.from_pretrained|snapshot_download|hub\.load)\()"  # begins an example
+CHECKSUM = "\n<!-- The text above is written by ddpm_hf, and renewed until somebody edits it. Checksum: {} -->\n"
 
 
-def write_card(pipeline, folder: Path, name: str, *, stock: bool = False) -> ModelCard:
-    """The card of the model in `folder`, or of the stock branch made from it.
+def make_card(pipeline, folder: Path, name: str, branch: str = "main", stock: bool | None = None) -> Any:
+    """The generated ModelCard of the model in `folder`, under a name (a folder's or a repo's) that its examples load, on a branch.
 
-    Args:
-        pipeline: the `DDPMImagePipeline` that is in the folder.
-        folder: holds metrics.json, training_config.yaml, train_results.json and samples.png, as far as there are any.
-        name: the model's name, a heading and the argument of the examples.
-        stock: describe the branch under diffusers' own classes.
+    stock: whether the branch `stock` has the same weights; None: wherever a push to `main` would bring it along.
+
+    Raises:
+        ValueError: a file in the folder does not hold what the card takes from it.
     """
-    options = yaml.safe_load(_read(folder / "training_config.yaml")) or {}
-    dataset = str(options.get("dataset") or "unknown")
-    metrics = json.loads(_read(folder / "metrics.json") or "{}")
-    figures, notes = _results(metrics)
-    settings = metrics.get("settings") or {}
-    measured = str(settings.get("dataset") or dataset)
-    results = [
-        EvalResult(
-            TASK, measured, measured.rpartition("/")[2], metric, value, metric_name=_full_name(metric, settings)
+    try:
+        metrics, results = _read(folder / "metrics.json"), _read(folder / "train_results.json")
+        options = _read(folder / "training_config.yaml")
+        figures, settings = _flat(metrics.get("metrics", metrics) or {}), metrics.get("settings") or {}
+        dataset = str(options.get("dataset") or "unknown")
+        metadata = ModelCardData(
+            library_name="diffusers",
+            pipeline_tag=TASK,
+            tags=["ddpm", "diffusion", "pytorch", TASK],
+            datasets=[dataset] if dataset.count("/") == 1 and not Path(dataset).exists() else None,
+            model_name=name,
+            eval_results=_eval_results(figures, settings, str(settings.get("dataset") or dataset)) or None,
         )
-        for metric, value in figures.items()
-    ]
-    data = ModelCardData(
-        library_name="diffusers",
-        pipeline_tag=TASK,
-        tags=["ddpm", "diffusion", "pytorch", TASK],
-        datasets=[dataset] if dataset.count("/") == 1 and not Path(dataset).exists() else None,
-        model_name=name,
-        eval_results=results or None,
-    )
-    unet, size = pipeline.unet.config, pipeline.unet.config.sample_size
-    sides = (size, size) if isinstance(size, int) else size
-    return ModelCard.from_template(
-        data,
-        template_path=str(_template()),
-        name=name,
-        stock=stock,
-        stock_branch=has_stock(pipeline),
-        unet=unet,
-        scheduler=pipeline.scheduler.config,
-        size="any size" if size is None else "x".join(map(str, sides)) + " pixels",
-        num_parameters=pipeline.unet.num_parameters(),
-        labels=[label for _, label in sorted(pipeline.id2label.items())],
-        null_label=pipeline.null_label,
-        arguments=_arguments(pipeline),
-        without_code=WITHOUT_CODE,
-        min_diffusers=MIN_DIFFUSERS,
-        dataset=dataset,
-        figures=figures,
-        results=json.loads(_read(folder / "train_results.json") or "null"),
-        floors=_flat(metrics.get("floors") or {}),
-        spreads=_flat(metrics.get("spreads") or {}),
-        settings=settings,
-        notes=notes,
-        options=options,
-        has_samples=(folder / "samples.png").exists(),
-        versions=_versions(),
-    )
+        card = ModelCard.from_template(
+            metadata,
+            template_path=str(_template()),
+            name=name,
+            branch=branch,
+            pipeline=pipeline,
+            arguments=_arguments(pipeline),
+            has_stock=has_stock(pipeline),
+            shows_stock=has_stock(pipeline) and branch == "main" if stock is None else stock,
+            dataset=dataset,
+            options=options,
+            results=results,
+            figures=figures,
+            settings=settings,
+            floors=_flat(metrics.get("floors") or {}),
+            spreads=_flat(metrics.get("spreads") or {}),
+            notes={note: text for note, text in metrics.items() if isinstance(text, str)},
+            has_samples=(folder / "samples.png").exists(),
+        )
+    except Exception as error:  # of any kind: the template meets what others wrote
+        files = "metrics.json, train_results.json and training_config.yaml"
+        raise ValueError(f"The card cannot be made from {files} in {folder}: {one_line(error)}") from error
+    card.text = card.text.rstrip() + "\n"
+    card.text += CHECKSUM.format(_checksum(card.text))
+    return card
+
+
+def renew_card(pipeline, folder: Path, name: str) -> None:
+    """Write README.md, or bring the one that is there up to date: its text, if nobody edited it, and the results in its metadata."""
+    path, card = folder / "README.md", make_card(pipeline, folder, name)
+    if path.exists():
+        try:
+            owned = read_card(path)
+        except ValueError as error:  # nothing measured is lost for it
+            logger.warning(f"The card stays as it is: {error}")
+            return
+        if is_generated(owned.text):
+            owned.text, owned.data.datasets = card.text, owned.data.datasets or card.data.datasets
+        else:
+            logger.warning(f"{path.name} was edited: new results go into its metadata, its text stays as it is.")
+        owned.data.model_name = owned.data.model_name or card.data.model_name
+        owned.data.eval_results = card.data.eval_results
+        card = owned
+    card.save(path)
+
+
+def card_on_hub(pipeline, folder: Path, repo_id: str, branch: str, stock: bool) -> str:
+    """README.md as it is pushed to a branch of a repo, which the examples then name. Arguments and errors as in `make_card`."""
+    path, card = folder / "README.md", make_card(pipeline, folder, repo_id, branch, stock)
+    if not path.exists():
+        return str(card)
+    owned, text = read_card(path), path.read_bytes().decode("utf-8-sig")
+    if branch != STOCK and not is_generated(owned.text):
+        return text.replace(f'("{folder.resolve().name}"', f'("{repo_id}"')
+    metadata = text.removesuffix(owned.text)
+    return metadata + card.text if metadata else str(card)
+
+
+def read_card(path: Path) -> Any:
+    """README.md as a ModelCard. ValueError, one line, where its metadata cannot be read."""
+    try:
+        return ModelCard.load(path)
+    except Exception as error:  # of any kind: the parser takes the types of what is there for granted
+        raise ValueError(f"{path.name}: its metadata cannot be read: {one_line(error)}") from error
+
+
+def is_generated(text: str) -> bool:
+    """Whether the text of a card, without metadata, is as `make_card` wrote it."""
+    body = text[: text.rfind(CHECKSUM.partition("{}")[0])]
+    return text == body + CHECKSUM.format(_checksum(body))
 
 
 def has_stock(pipeline) -> bool:
     """Whether diffusers' `DDPMPipeline`, which passes neither labels nor the initial noise, can draw what this pipeline draws."""
-    unet = pipeline.unet.config
-    unlabelled = unet.num_class_embeds is None or pipeline.null_label is not None
-    return unlabelled and unet.class_embed_type is None and unet.sample_size is not None
+    unet, scheduler = pipeline.unet.config, pipeline.scheduler
+    is_ddpm = type(scheduler).__name__ in ("DDPMNoiseScheduler", "DDPMScheduler")
+    if not (isinstance(pipeline.unet, UNet2DModel) and is_ddpm):
+        return False
+    is_unlabelled = unet.num_class_embeds is None or pipeline.null_label is not None
+    is_nan_there = scheduler.config.variance_type in ("learned", "fixed_large_log")
+    return is_unlabelled and unet.class_embed_type is None and unet.sample_size is not None and not is_nan_there
+
+
+def _eval_results(figures: dict[str, float], settings: dict, dataset: str) -> list[EvalResult]:
+    results = [EvalResult(TASK, dataset, dataset.rpartition("/")[2], name, value) for name, value in figures.items()]
+    for result in results:  # readers of a model-index expect features of Inception
+        of_classifier = settings.get("classifier") and result.metric_type in CLASSIFIER_METRICS
+        features = f", features of {Path(settings['classifier']).name}" if of_classifier else ""
+        result.metric_name = result.metric_type + features
+    return results
 
 
 def _arguments(pipeline) -> str:
     """What the examples on the card pass, in Python, for this model to draw four images."""
     unet, arguments = pipeline.unet.config, ["batch_size=4"]
-    if unet.num_class_embeds is not None:
-        label = min(pipeline.id2label, default=0)
-        label = json.dumps(pipeline.id2label.get(label, label), ensure_ascii=False)  # JSON's strings are Python's
-        arguments.append(f"class_labels={label}")
+    if "class_labels" in pipeline.takes:
+        label = next(iter(pipeline.id2label.values()), 0)
+        arguments.append(f"class_labels={json.dumps(label, ensure_ascii=False)}")  # JSON's strings are Python's
     if unet.sample_size is None:
-        size = 8 * 2 ** (len(unet.block_out_channels) - 1)  # fits: each level halves it
+        size = 8 * 2 ** (len(unet.get("block_out_channels", "12")) - 1)  # fits: each level halves it
         arguments.append(f"latents=torch.randn(4, {unet.in_channels}, {size}, {size})")
     return ", ".join(arguments)
 
 
-def is_edited(path: Path, pipeline) -> bool:
-    """Whether the card of a saved model says anything else than `write_card` does here of what lies beside it."""
-    text = path.read_text()
-    name = re.search(r"^# (.+)$", text, re.MULTILINE)
-    return name is None or text != str(write_card(pipeline, path.parent, name[1]))
-
-
-def renew_card(path: Path, card: Any, files: Iterable[str]) -> str:
-    """The text of an edited card, with what `card` says of these files in its place: the sections that tell of them, each up to the
-    next heading, and for metrics.json the results in the metadata. All else is as its owner wrote it."""
-    try:
-        edited: Any = ModelCard.load(path)
-    except (ValueError, yaml.YAMLError) as error:
-        logger.warning(f"The metadata of {path.name} cannot be read, and it stays as it is: {error}")
-        return path.read_text()
-    for section in {SECTIONS[name] for name in files}:
-        if there := _section(edited.text, section):
-            edited.text = edited.text.replace(there, _section(card.text, section))
-    if "metrics.json" in files:
-        edited.data.model_name = edited.data.model_name or card.data.model_name
-        edited.data.eval_results = card.data.eval_results
-    return str(edited)
-
-
-def _section(text: str, heading: str) -> str:
-    """From this heading to the next one, comments in code aside; "" where there is none."""
-    found = re.search(rf"^{heading}\s*\n(?:^```.*?^```|.)*?(?=^#+ |\Z)", text, re.DOTALL | re.MULTILINE)
-    return found[0] if found else ""
-
-
-def without_stock(text: str) -> str:
-    """A card's text for a branch with no stock branch beside it."""
-    return text.replace(_section(text, WITHOUT_CODE), "")
-
-
-def name_repo(text: str, repo_id: str, branch: str) -> str:
-    """A card's text with this repo in its examples, and the branch in those that would load `main` instead."""
-    text = re.sub(rf'{LOAD}"[^"]*"', rf'\1"{repo_id}"', text)
-    if branch != "main":
-        text = re.sub(rf'{LOAD}"[^"]*"(?![^)]*revision=)', rf'\g<0>, revision="{branch}"', text)
-    return text
-
-
-def name_model(path: Path, model_id: str) -> str:
-    """The card of a Space, its README.md, with the model that it shows in its metadata."""
-    card = SpaceCard.load(path)
-    card.data.models = [model_id]
-    return str(card)
-
-
-def _read(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
-
-
-def _results(metrics: dict) -> tuple[dict[str, float], dict]:
-    """metrics.json -> its results, finite numbers by dotted name, and what is said about them."""
-    if "metrics" not in metrics:
-        told = {name: value for name, value in metrics.items() if isinstance(value, str)}
-        metrics = {"metrics": metrics} | told
-    notes = {
-        name: value
-        for name, value in metrics.items()
-        if name != "metrics" and value is not None and not isinstance(value, (dict, list))
-    }
-    return _flat(metrics["metrics"] or {}), notes
-
-
-def _full_name(metric: str, settings: dict) -> str:
-    """The metric, and whose features it takes where they are not Inception's, which readers of a model-index expect."""
-    classifier = settings.get("classifier")
-    return f"{metric}, features of {Path(classifier).name}" if classifier and metric in CLASSIFIER_METRICS else metric
+def _read(path: Path) -> dict:
+    if not path.exists():
+        return {}
+    return read_json(path) if path.suffix == ".json" else yaml.safe_load(path.read_text()) or {}
 
 
 def _flat(values: dict, prefix: str = "") -> dict[str, float]:
+    """The finite numbers in nested dicts by dotted name."""
     figures: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, dict):
             figures |= _flat(value, f"{prefix}{name}.")
         elif isinstance(value, (int, float)) and math.isfinite(value):
-            figures[prefix + name] = value
+            figures[f"{prefix}{name}"] = value
     return figures
 
 
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def _template() -> Path:
-    """model_card.md: beside this file where the package is installed, at the top of the source tree otherwise."""
+    """model_card.md: beside the package's modules where it is installed, at the top of the source tree otherwise."""
     here = Path(__file__).parents[1]
     return next(path for path in (here / "model_card.md", here.parent / "model_card.md") if path.exists())
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "ddpm_hf": __version__,
-        "diffusers": diffusers.__version__,
-        "torch": torch.__version__,
-        "Python": platform.python_version(),
-    }

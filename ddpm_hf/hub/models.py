@@ -1,73 +1,84 @@
-"""Save, load and push: a model on disk IS a Hub repo, so there is one layout and nothing to convert.
+"""Save and load: a model on disk is a Hub repo as it stands (files.py has the layout), so there is nothing to convert.
 
-    model_index.json  pipeline_ddpm_image.py    what diffusers' loaders read; code that a `trust_remote_code` load runs
-    unet/             config.json, *.safetensors, modeling_ddpm_unet.py
-    scheduler/        scheduler_config.json, scheduling_ddpm_noise.py
-    README.md         the model card (model_card.py)
-    samples.png  metrics.json  training_config.yaml  train_results.json
-
-`training.train` saves through here, every script loads through here. A pushed repo has a second branch, "stock": the
-same weights under diffusers' own classes, for those who may not run remote code. Writing is a transaction in both places:
-on disk a complete model takes the old one's place or nothing does; on the Hub a branch gets one commit or none, however
-often the network fails in between (push.py).
+`training.train` saves through here, every script loads through here. A save is a transaction: a complete model takes the old one's
+place, or nothing does.
 """
 
 import filecmp
+import inspect
 import json
 import os
+import platform
 import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import httpx2
+import torch
 import yaml
 from huggingface_hub import errors as hub_errors
 from huggingface_hub import snapshot_download
-from huggingface_hub.utils import filter_repo_objects
-from safetensors import SafetensorError
 
+from .. import __version__
 from ..pipeline_ddpm_image import DDPMImagePipeline
-from .card import is_edited, renew_card, write_card
-from .commits import HubError, first_line, reason
+from .card import renew_card
+from .commits import HubError, one_line, reason
+from .files import (
+    CONFIGS,
+    EXTRAS,
+    MODEL_FILES,
+    ROOT_CONFIGS,
+    WEIGHTS,
+    copy_files,
+    list_files,
+    list_variants,
+    read_json,
+)
 
-WEIGHTS = ("unet/*.safetensors", "unet/*.safetensors.index.json", "diffusion_pytorch_model*.safetensors")
-ROOT_CONFIGS = ("config.json", "scheduler_config.json")  # google/ddpm-* has all in the root; read there, never written
-EXTRAS = ("README.md", "samples.png", "metrics.json", "training_config.yaml", "train_results.json")
-CONFIGS = ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json")
-CODE = ("pipeline_ddpm_image.py", "unet/modeling_ddpm_unet.py", "scheduler/scheduling_ddpm_noise.py")
-# The allow-list: whatever else lies in the folder (optimizer state, logs, keys) is never pushed.
-MODEL_FILES = (*CONFIGS, *CODE, *WEIGHTS, *EXTRAS)
-SPACE_FILES = ("README.md", "requirements.txt", "*.py", "*.css", "*.js", "*.png")
-STOCK = "stock"
-DIRECTORIES = re.compile(r"(?<![^\s='\"])/(?:[^/\s'\"]+/)*")  # of a path on this machine, in a command
+DIRECTORIES = re.compile(r"(?<![^\s='\"])/(?:[^/\s'\"]+/)*")  # of a path on this machine, in an option or a command
 NO_PICKLES = "Weights are read from .safetensors only; a .bin or .pt is refused: unpickling it can run any code."
+MOST = {"layer": 1000, "sample_size": 4096, "": 10**6}  # part of a key in a config -> the largest number there
+INDEX = {  # key in model_index.json -> its JSON, and an example
+    "unet": (r'\["[\w.]+", "\w+"\]', '["diffusers", "UNet2DModel"]'),
+    "scheduler": (r'\["[\w.]+", "\w+"\]', '["diffusers", "DDPMScheduler"]'),
+    "id2label": (r'null|\{("\d{1,9}": "(\\.|[^"\\])*"(, )?)*\}', '{"0": "bag", "1": "coat"}'),
+    "sampling": (r"null|\{.*\}", '{"num_inference_steps": 25}'),
+}
 
 
-# ------------------------------------------------------------------ on disk
+# ------------------------------------------------------------------ saving
 
 
 def save(pipeline, folder, *, samples=None, metrics=None, train_config=None, train_results=None) -> Path:
     """Save a pipeline as a model folder, all of it or nothing.
 
-    A saved model that is already in `folder` stays whole until the next one is complete and on the disk; files that are
-    not a saved model's (checkpoints/, logs/) are left alone. What is not given is kept from the earlier save of the same
-    weights (in `folder`, or where `pipeline` was loaded from), so that saving what was loaded changes nothing. An edited
-    card stays as it is but for the sections Training and Evaluation, where something new is given for them.
+    A saved model that is already in `folder` stays whole until the next one is complete and on the disk; files that are not a saved
+    model's (checkpoints/, logs/) are left alone. What is not given is kept from the earlier save of the same weights (in `folder`, or where
+    `pipeline` was loaded from), so that saving what was loaded changes nothing. The card is written anew, unless somebody edited its text:
+    then new metrics go into its metadata alone, and a warning says so.
 
     Args:
         pipeline: a `DDPMImagePipeline`.
         folder: where to; made if missing.
         samples: a PIL image, the grid that the card shows -> samples.png.
-        metrics: dict, results and how they were measured (see model_card.py) -> metrics.json and the card.
+        metrics: dict, results and how they were measured (see card.py) -> metrics.json and the card.
         train_config: dict, the run's options -> training_config.yaml, without tokens and without paths of this machine.
-        train_results: dict, what the run took (see model_card.py) -> train_results.json and the card.
+        train_results: dict, what the run took (see card.py) -> train_results.json and the card, with the versions of the libraries.
+
+    Raises:
+        ValueError: `folder` is a file, or has a link that leads out of it.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"folder={str(folder)!r} is a file: a saved model is a folder.")
+    if train_results is not None:
+        libraries = {"ddpm_hf": __version__, "diffusers": diffusers.__version__, "torch": str(torch.__version__)}
+        train_results = {"versions": libraries | {"Python": platform.python_version()}} | train_results
     given = {"metrics.json": metrics, "train_results.json": train_results, "training_config.yaml": train_config}
-    texts = {name: _text(name, _public(figures)) for name, figures in given.items() if figures is not None}
+    texts = {name: _public_text(name, figures) for name, figures in given.items() if figures is not None}
     _finish_save(folder)
     staging = folder / ".saving"
     shutil.rmtree(staging, ignore_errors=True)  # what a killed save left
@@ -81,23 +92,26 @@ def save(pipeline, folder, *, samples=None, metrics=None, train_config=None, tra
 
 
 def _stage(pipeline, staging: Path, folder: Path, samples, texts: dict[str, str]) -> None:
-    """Write all of a saved model aside, where it is not one yet."""
+    """Write all of a saved model aside, and on the disk."""
     pipeline.save_pretrained(staging)
-    _keep_extras(staging, [folder, Path(pipeline.config.get("_name_or_path") or folder)])
-    readme = staging / "README.md"
-    edited = readme.exists() and is_edited(readme, pipeline)
+    weights = list_files(staging, WEIGHTS)
+    for source in (folder, Path(pipeline.config.get("_name_or_path") or folder)):
+        if (
+            filecmp.cmpfiles(staging, source, weights, shallow=False)[0] == weights
+        ):  # these weights were saved there before
+            copy_files(source, staging, set(list_files(source, (*EXTRAS, *WEIGHTS))) - set(weights))
+            break
     if samples is not None:
         samples.save(staging / "samples.png")
     for name, text in texts.items():
         (staging / name).write_text(text)
-    card = write_card(pipeline, staging, folder.resolve().name)
-    if edited and texts:
-        readme.write_text(renew_card(readme, card, texts))
-    elif not edited and (texts or samples is not None or not readme.exists()):
-        card.save(readme)
-    stale = set(_saved_files(folder)) - set(_saved_files(staging))
-    (staging / ".stale").write_text("\n".join(sorted(stale)))
-    _sync(staging)
+    if texts or samples is not None or not (staging / "README.md").exists():
+        renew_card(pipeline, staging, folder.resolve().name)
+    (staging / ".stale").write_text("\n".join(set(list_files(folder)) - set(list_files(staging))))
+    for path in (staging, *staging.rglob("*")) if os.name == "posix" else ():
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
 
 
 def _finish_save(folder: Path) -> None:
@@ -106,78 +120,45 @@ def _finish_save(folder: Path) -> None:
     with suppress(FileNotFoundError):
         for name in (saved / ".stale").read_text().splitlines():
             (folder / name).unlink(missing_ok=True)
-        for name in _saved_files(saved):
+        for name in list_files(saved):
             (folder / name).parent.mkdir(exist_ok=True)
             with suppress(FileNotFoundError):
                 os.replace(saved / name, folder / name)
-        _sync(folder)
         shutil.rmtree(saved, ignore_errors=True)
 
 
-def _saved_files(folder: Path, allowed=MODEL_FILES) -> list[str]:
-    """The files of a saved model, or of what is allowed, in a folder, as paths in a repo."""
-    paths = (path for part in (".", "unet", "scheduler") for path in (folder / part).glob("*") if path.is_file())
-    return sorted(filter_repo_objects((p.relative_to(folder).as_posix() for p in paths), allow_patterns=list(allowed)))
-
-
-def _keep_extras(staging: Path, sources: list[Path]) -> None:
-    """Take over card, samples and figures from where the same weights were saved before."""
-    weights = _saved_files(staging, WEIGHTS)
-    for source in sources:
-        same_files = _saved_files(source, WEIGHTS) == weights
-        if same_files and filecmp.cmpfiles(staging, source, weights, shallow=False)[0] == weights:
-            for name in _saved_files(source, EXTRAS):
-                shutil.copyfile(source / name, staging / name)
-            return
-
-
-def _text(name: str, figures: dict) -> str:
-    """As YAML or JSON. JSON knows no NaN: null stands for it, for one figure that is no number shall not cost a trained model."""
-    if name.endswith(".yaml"):
-        return yaml.safe_dump(figures, sort_keys=False)
-    figures = json.loads(json.dumps(figures), parse_constant=lambda constant: None)
-    return json.dumps(figures, indent=2) + "\n"
-
-
-def _public(value):
-    """An option, a figure or a command as everybody may read it: no token, of a path on this machine the last part only, no tensor."""
-    if isinstance(value, dict):
-        return {key: _public(option) for key, option in value.items() if "token" not in str(key).lower()}
-    if hasattr(value, "tolist"):  # NumPy's and torch's numbers
-        return value.tolist()
-    if isinstance(value, (list, tuple)):
-        return [_public(option) for option in value]
-    if isinstance(value, Path) or (isinstance(value, str) and os.path.isabs(value)):
-        return Path(value).name
-    return DIRECTORIES.sub("", value) if isinstance(value, str) else value
-
-
-def _sync(folder: Path) -> None:
-    """Force the files of a saved model, and the names of all, to the disk."""
-    paths = [folder / name for name in (*_saved_files(folder, (*MODEL_FILES, ".stale")), ".", "unet", "scheduler")]
-    for path in filter(Path.exists, paths) if os.name == "posix" else ():
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+def _public_text(name: str, figures: dict) -> str:
+    """YAML or JSON for everybody to read: no token, no directory of this machine. JSON has no NaN: it becomes null, so that a bad metric
+    cannot block a save."""
+    is_yaml = name.endswith(".yaml")
+    text = json.dumps(figures, default=lambda value: value.tolist() if hasattr(value, "tolist") else os.fspath(value))
+    figures = json.loads(
+        DIRECTORIES.sub("", text),
+        parse_constant=float if is_yaml else lambda constant: None,
+        object_pairs_hook=lambda pairs: {key: value for key, value in pairs if "token" not in key.lower()},
+    )
+    return yaml.safe_dump(figures, sort_keys=False) if is_yaml else json.dumps(figures, indent=2) + "\n"
 
 
 # ------------------------------------------------------------------ loading
 
 
-def load(model, *, revision=None, token=None, local_files_only: bool = False) -> DDPMImagePipeline:
-    """Load a model from a folder or the Hub with the classes of this package; no code that comes with it is run.
+def load(model, *, revision=None, variant=None, token=None, local_files_only: bool = False) -> DDPMImagePipeline:
+    """Load a model from a folder or the Hub with the classes of this package or diffusers; no code that comes with it is run.
 
     Args:
         model: a folder that `save` wrote, or a Hub id; stock models as well, e.g. "google/ddpm-cifar10-32".
         revision: on the Hub: branch, tag or commit.
+        variant: which of the weights, e.g. "fp16" for diffusion_pytorch_model.fp16.safetensors.
         token: for a private or gated repo; None takes $HF_TOKEN or the login's.
-        local_files_only: take a Hub model from the cache and ask nobody.
+        local_files_only: take a Hub model from the cache, without a request.
 
     Raises:
-        ValueError: `model` is no saved model, is damaged, or keeps its weights in a format that can run code.
+        ValueError: `model` is no saved model, is damaged, has no such variant, keeps its weights in a format that can run code, or has
+            values that cannot be. Numbers in configs are checked before anything is allocated by them.
         HubError: the Hub does not have it, does not show it to this token, or cannot be reached.
     """
-    folder = Path(model)
+    folder = Path(model).expanduser()
     if folder.is_file() or folder.suffix in (".pt", ".pth", ".bin", ".ckpt"):
         raise ValueError(f"model={str(model)!r}: pass the folder of a saved model or a Hub id. {NO_PICKLES}")
     if folder.is_dir():
@@ -185,24 +166,9 @@ def load(model, *, revision=None, token=None, local_files_only: bool = False) ->
     else:
         folder = _download(str(model), revision=revision, token=token, local_files_only=local_files_only)
     try:
-        index = json.loads((folder / "model_index.json").read_text())
-        unet_class = DDPMImagePipeline.component_classes[index["unet"][1]]
-    except FileNotFoundError:
-        raise ValueError(f"model={str(model)!r} is not a saved model: it has no model_index.json.") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"model={str(model)!r}: model_index.json names no U-Net of a DDPM ({error!r}).") from error
-    if not _saved_files(folder, WEIGHTS):
-        raise ValueError(f"model={str(model)!r} has no unet/*.safetensors. {NO_PICKLES}")
-    try:
-        unet, info = unet_class.from_pretrained(
-            folder, subfolder="unet", use_safetensors=True, disable_mmap=True, output_loading_info=True
-        )
-        pipeline = DDPMImagePipeline.from_pretrained(folder, unet=unet)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"model={str(model)!r} is damaged or incomplete: {first_line(error)}") from error
-    if wrong := "; ".join(f"{kind}: {names}" for kind, names in info.items() if names):
-        raise ValueError(f"model={str(model)!r}: its weights do not fit its config ({wrong}).")
-    return pipeline
+        return _load(folder, variant)
+    except Exception as error:  # of any kind: constructors of other libraries take a stranger's configs
+        raise ValueError(f"model={str(model)!r} cannot be loaded: {one_line(error)}") from error
 
 
 def _download(repo_id: str, **options) -> Path:
@@ -213,3 +179,52 @@ def _download(repo_id: str, **options) -> Path:
         raise ValueError(f"model={repo_id!r}: no such folder, and no Hub id ('name' or 'owner/name').") from None
     except (httpx2.HTTPError, OSError, RuntimeError) as error:
         raise HubError(f"Could not load {repo_id!r} (there is no such folder here): {reason(error)}") from error
+
+
+def _load(folder: Path, variant: str | None) -> DDPMImagePipeline:
+    network = _network_class(folder)
+    if variant not in (known := list_variants(folder)):
+        there = f"its weights have {', '.join(f'variant={name!r}' for name in known)}." if known else NO_PICKLES
+        raise ValueError(f"it has no unet/*.safetensors of variant={variant!r}: {there}")
+    for name in list_files(folder, (*CONFIGS, *ROOT_CONFIGS, "text_encoder/config.json")):
+        read_json(folder / name, _check_numbers, 2**16 if name.endswith("/config.json") else 2**24)
+    options: dict[str, Any] = {"subfolder": "unet"} if (folder / "unet" / "config.json").exists() else {}
+    options |= {"variant": variant, "use_safetensors": True, "disable_mmap": True, "output_loading_info": True}
+    unet, info = network.from_pretrained(folder, **options)
+    if wrong := "; ".join(f"{kind}: {', '.join(map(str, names))}" for kind, names in info.items() if names):
+        raise ValueError(f"its weights do not fit its config ({wrong}).")
+    pipeline = DDPMImagePipeline.from_pretrained(folder, unet=unet, variant=variant)
+    networks = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    for name, tensor in (named for network in networks for named in network.state_dict().items()):
+        if not tensor.isfinite().all():
+            raise ValueError(f"its weights {name} have values that are not finite.")
+    abar = getattr(pipeline.scheduler, "alphas_cumprod", torch.ones(1))
+    if not ((abar >= 0) & (abar <= 1)).all():
+        raise ValueError("scheduler_config.json: its betas must be from 0 to 1.")
+    return pipeline
+
+
+def _network_class(folder: Path):
+    """The class of the network, ours or diffusers', after a look at what loading relies on in model_index.json."""
+    if not (folder / "model_index.json").exists():
+        raise ValueError("it has no model_index.json, so it is not a saved model.")
+    index = read_json(folder / "model_index.json")
+    for key, (pattern, example) in INDEX.items():
+        if not re.fullmatch(pattern, json.dumps(index.get(key))):
+            raise ValueError(f"model_index.json: {key}={index.get(key)!r:.80} must be like {example}.")
+    name = index["unet"][1]
+    network = DDPMImagePipeline.component_classes.get(name) or getattr(diffusers, name, None)
+    takes = inspect.signature(network.forward).parameters if hasattr(network, "from_pretrained") else {}
+    if "timestep" not in takes or any(takes[name].default is inspect.Parameter.empty for name in list(takes)[3:]):
+        raise ValueError(f"model_index.json: unet={name:.80} is not a network of x_t and a timestep alone.")
+    return network
+
+
+def _check_numbers(pairs: list[tuple[str, Any]]) -> dict:
+    """The object of these pairs in a config. ValueError for a number that no model has, before anything is allocated by it."""
+    for key, value in pairs:
+        most = next(number for part, number in MOST.items() if part in key)
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and not abs(number) <= most:  # nor NaN
+                raise ValueError(f"{key:.80}={str(number):.20} must be a number up to {most:,}.")
+    return dict(pairs)

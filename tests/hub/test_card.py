@@ -9,8 +9,7 @@ from hub_fixtures import METRICS, TRAIN_CONFIG, TRAIN_RESULTS, tiny_pipeline
 from huggingface_hub import ModelCard, snapshot_download
 from PIL import Image
 
-from ddpm_hf import hub
-from ddpm_hf.hub.card import WITHOUT_CODE, name_repo, without_stock
+from ddpm_hf import DDPMImagePipeline, hub
 
 
 def test_card_says_what_metrics_json_says(remote, saved):
@@ -56,39 +55,78 @@ def test_card_without_anything_measured(tmp_path):
     assert "was not recorded" in text and "minutes" not in text
 
 
-def test_an_edited_card_keeps_its_owners_words(saved):
-    """License, tags and paragraphs stay where new figures come, under any heading but that of the figures."""
+def test_an_edited_text_stays_and_its_metadata_gets_the_results(saved, caplog):
+    """The owner's license and tags stay in any case; a text that somebody edited, as it is."""
     edited = ModelCard.load(saved / "README.md")
     edited.data.license, edited.data.tags = "cc-by-4.0", ["garments"]
-    edited.text = (
-        edited.text.replace("## Intended use and limits", "## Thanks\n\nTo \\1 my mother.\n\n## Uses") + "\nEnd.\n"
-    )
-    edited.text = edited.text.replace("## Citation", "### By eye\n\nVery good.\n\n## Citation")
+    edited.text += "\nTo \\1 my mother.\n"
     edited.save(saved / "README.md")
     before = (saved / "README.md").read_text()
     hub.save(hub.load(saved), saved)
-    assert (saved / "README.md").read_text() == before
+    assert (saved / "README.md").read_text() == before and not caplog.records
     for metrics in ({"fid": 1.25}, {"fid": 1.25}, METRICS):
         hub.save(hub.load(saved), saved, metrics=metrics)
         card = ModelCard.load(saved / "README.md")
         assert [result.metric_value for result in card.data.eval_results] == (
             [3.5, 2.75] if metrics is METRICS else [1.25]
         )
-        assert ("| fid | 1.25 |" in card.text) is (metrics is not METRICS)
+        assert card.text == edited.text and "README.md was edited" in caplog.text
+        assert (card.data.license, card.data.tags) == ("cc-by-4.0", ["garments"])
     assert (saved / "README.md").read_text() == before
-    hub.save(hub.load(saved), saved, train_results=TRAIN_RESULTS | {"hardware": "an abacus"})
-    assert (saved / "README.md").read_text() == before.replace("4 CPU cores", "an abacus")
 
 
-def test_a_card_of_the_owners_own_gets_the_results_only(saved):
+def test_metadata_of_the_owner_stays_with_a_generated_text(remote, saved):
+    """A license does not make a text edited: figures, the repo's name and the branch still come into it."""
+    owned = (saved / "README.md").read_text().replace("---\n", "---\nlicense: mit  # as agreed\n", 1)
+    (saved / "README.md").write_text(owned)
+    hub.push(saved, "alice/tiny")
+    for branch in ("main", "stock"):
+        text = remote.repo("alice/tiny").at(branch).files["README.md"].decode()
+        assert "license: mit  # as agreed" in text and 'from_pretrained("alice/tiny"' in text
+    hub.save(hub.load(saved), saved, metrics={"fid": 1.25})
+    card = ModelCard.load(saved / "README.md")
+    assert card.data.license == "mit" and "| fid | 1.25 |" in card.text
+
+
+def test_a_card_of_the_owners_own_gets_the_results_only(saved, caplog):
     (saved / "README.md").write_text("# Mine\n")
     hub.save(hub.load(saved), saved, metrics={"fid": 1.25})
     card = ModelCard.load(saved / "README.md")
     assert card.text == "# Mine\n" and card.data.eval_results[0].metric_value == 1.25
     (saved / "README.md").write_text("---\nlicense: a: b\n---\n# Mine\n")  # no YAML: nothing measured is lost for it
     hub.save(hub.load(saved), saved, metrics={"fid": 1.5})
-    assert "1.5" in (saved / "metrics.json").read_text()
+    assert "1.5" in (saved / "metrics.json").read_text() and "The card stays as it is" in caplog.text
     assert (saved / "README.md").read_text() == "---\nlicense: a: b\n---\n# Mine\n"
+
+
+@pytest.mark.parametrize(
+    "metadata", ["license: a: b", "tags: [a", "- a list", "1: a", "model-index: 3", "\\x00: \x00"]
+)
+def test_a_slip_in_the_metadata_is_one_line_before_anything_is_sent(remote, saved, metadata):
+    (saved / "README.md").write_text(f"---\n{metadata}\n---\n# Mine\n")
+    with pytest.raises(ValueError, match="README.md: its metadata cannot be read: ") as refusal:
+        hub.push(saved, "alice/tiny")
+    assert "\n" not in str(refusal.value) and remote.log == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metrics.json", '{"metrics": 3}'),
+        ("metrics.json", '{"metrics": {"fid": 1}, "settings": [1]}'),
+        ("train_results.json", '{"train_runtime": "an hour"}'),
+        ("train_results.json", "[1]"),
+        ("train_results.json", "{"),
+        ("training_config.yaml", "a: b: c"),
+        ("training_config.yaml", "- preset"),
+    ],
+)
+def test_figures_written_by_hand_that_do_not_fit_are_named(remote, saved, name, text):
+    (saved / name).write_text(text)
+    with pytest.raises(ValueError, match="The card cannot be made from metrics.json") as refusal:
+        hub.push(saved, "alice/tiny")
+    assert "\n" not in str(refusal.value)
+    assert remote.log == []
 
 
 def test_an_unedited_card_shows_what_comes_later(tmp_path):
@@ -157,15 +195,12 @@ def test_code_on_the_card_of_a_branch_runs_what_is_there(remote, saved):
     assert type(stock) is UNet2DModel and torch.equal(stock.conv_in.weight, other.unet.conv_in.weight)
 
 
-def test_a_push_changes_the_examples_of_this_model_alone():
-    others = 'CLIPModel.from_pretrained("openai/clip")\ntorch.load("weights.pt")\n'
-    text = name_repo(
-        others + 'hub.load("tiny")\nDiffusionPipeline.from_pretrained("tiny", revision="stock")\n', "a/b", "v2"
-    )
-    ours = 'hub.load("a/b", revision="v2")\nDiffusionPipeline.from_pretrained("a/b", revision="stock")\n'
-    assert text == others + ours
-
-
-def test_a_comment_in_code_is_no_heading():
-    section = f"{WITHOUT_CODE}\n```python\n# unconditional\npipe()\n```\nAll the same.\n\n"
-    assert without_stock("# tiny\n" + section + "## Training\n") == "# tiny\n## Training\n"
+def test_the_card_tells_how_the_model_wants_to_be_sampled(tmp_path):
+    pipe = tiny_pipeline()
+    hub.save(pipe, tmp_path / "plain")
+    assert "By default" not in (tmp_path / "plain" / "README.md").read_text()
+    sampling = {"num_inference_steps": 5, "eta": 0.0, "solver_order": 2, "guidance_scale": 1.3}
+    hub.save(DDPMImagePipeline(pipe.unet, pipe.scheduler, pipe.id2label, sampling), tmp_path / "told")
+    text = (tmp_path / "told" / "README.md").read_text()
+    told = "By default it samples in 5 steps, eta 0.0, solver order 2, with guidance scale 1.3 where a class is named."
+    assert told in text and "guidance_scale=" not in text  # the examples leave it to the model

@@ -21,7 +21,7 @@ def commits(remote, repo_id="alice/tiny") -> dict[str, int]:
     return {name: len(repo.history(name)) for name in repo.refs} if repo else {}
 
 
-FINISHED = {"main": 2, "stock": 3}  # stock begins at main's second commit
+FINISHED = {"main": 2, "stock": 2}
 CREATE, UPLOAD, BRANCH = ("POST", "/repos/create"), ("PUT", "/lfs/"), ("POST", "/branch/stock")
 PREUPLOAD, COMMIT, COMMIT_STOCK = ("POST", "/preupload/"), ("POST", "/commit/main"), ("POST", "/commit/stock")
 
@@ -59,19 +59,21 @@ def test_a_fault_that_passes(remote, saved, no_waiting, where, how, times):
     [
         (CREATE, "drop", {}),
         (CREATE, 500, {}),
-        (PREUPLOAD, 503, {"main": 1}),
-        (UPLOAD, "drop", {"main": 1}),
-        (COMMIT, "drop", {"main": 1}),
-        (COMMIT, 429, {"main": 1}),
-        (COMMIT, 500, {"main": 1}),
-        (COMMIT_STOCK, "drop", {"main": 2, "stock": 2}),
+        (PREUPLOAD, 503, {"main": 1, "stock": 1}),
+        (UPLOAD, "drop", {"main": 1, "stock": 1}),
+        (COMMIT, "drop", {"main": 1, "stock": 2}),
+        (COMMIT, 429, {"main": 1, "stock": 2}),
+        (COMMIT, 500, {"main": 1, "stock": 2}),
+        (COMMIT_STOCK, "drop", {"main": 1, "stock": 1}),
     ],
 )
 def test_a_fault_that_stays(remote, saved, no_waiting, where, how, left):
     """One error, nothing half done on a branch, nothing touched here; the same push finishes it when the fault is gone."""
     before = tree(saved)
     remote.fail(*where, how, ALL)
-    with pytest.raises(hub.HubError, match="Could not push .* to alice/tiny: .*the same again finishes it") as error:
+    with pytest.raises(
+        hub.HubError, match="Could not push .* to alice/tiny: .*The same push again finishes it"
+    ) as error:
         hub.push(saved, "alice/tiny")
     assert "\n" not in str(error.value)
     assert commits(remote) == left and tree(saved) == before
@@ -134,7 +136,7 @@ def test_private_is_not_ignored_for_a_public_repo(remote, saved):
 
 def test_nothing_is_sent_for_a_damaged_model(remote, saved):
     (saved / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match="damaged or incomplete"):
+    with pytest.raises(ValueError, match="cannot be loaded"):
         hub.push(saved, "alice/tiny")
     assert remote.log == []
 
@@ -171,13 +173,11 @@ def test_script_pushes_a_model(remote, saved, monkeypatch, capsys):
     assert commits(remote) == FINISHED and remote.repo("alice/tiny").private
     assert remote.repo("alice/tiny").refs["main"] in capsys.readouterr().out
     run_script(monkeypatch, str(saved), "--repo_id", "tiny", "--revision", "next")
-    run_script(monkeypatch, str(saved), "--repo_id", "tiny", "--create_pr")
-    assert "/commit/" in capsys.readouterr().out
     assert commits(remote) == FINISHED | {"next": 3}  # the examples on its card name it
-    hub.save(hub.load(saved), saved, metrics={"fid": 1.0})
     run_script(monkeypatch, str(saved), "--repo_id", "tiny", "--create_pr")
     assert "/discussions/1\nAfter its merge push again" in capsys.readouterr().out
-    assert b"stock" in remote.repo("alice/tiny").at("refs/pr/1").files["README.md"]  # which has these weights
+    with pytest.raises(SystemExit, match="error: create_pr: pull requests are opened to main"):
+        run_script(monkeypatch, str(saved), "--repo_id", "tiny", "--create_pr", "--revision", "next")
 
 
 def test_script_creates_and_updates_the_space(remote, saved, monkeypatch):
