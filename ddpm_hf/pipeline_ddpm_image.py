@@ -6,6 +6,8 @@ A condition is a dict of keyword tensors for the network, batch first. `encode` 
 guidance subtracts, and `denoise` calls the network: training, likelihood and evaluation go through these three as well.
 Classifier-free guidance (arXiv:2207.12598 Eq. 6, in the form diffusers uses): out = null + scale * (given - null).
 
+`image` conditions a trained model on what is known of a picture, without training: `Measurement`, below (DDNM, arXiv:2212.00490).
+
 Takes what `diffusers.DDPMPipeline` takes, in its order, then ours; any network and any scheduler of diffusers. The file stands alone: every
 saved model has a copy.
 """
@@ -23,8 +25,11 @@ from pathlib import Path
 from typing import Any, Optional
 
 import diffusers
+import PIL.Image
 import torch
+import torch.nn.functional as F
 from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
+from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 
 Condition = dict[str, torch.Tensor]  # keyword arguments of the network, batch first
@@ -38,6 +43,43 @@ def has_bfloat16(device: torch.device) -> bool:
     if platform.machine() in ("x86_64", "AMD64"):  # where oneDNN calls the conversion support
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+class Measurement:
+    """What is known of x_0: y = A x_0, its means over blocks of channels, rows and columns, where they are known.
+
+    A+ repeats a mean over its block, so that A A+ = 1. With blocks of one value A is a mask, and the rest is repainted; with blocks of
+    pixels the picture is enlarged, with blocks of channels coloured.
+
+    Args:
+        y: (B or 1, c, h, w) float32 in [-1, 1]; c, h and w divide those of x_0 (B, C, H, W).
+        known: (B or 1, 1, h, w), 1 where y is known and 0 elsewhere.
+    """
+
+    def __init__(self, y: torch.Tensor, known: torch.Tensor):
+        self.y, self.known = y, known
+
+    def correct(self, x_0: torch.Tensor) -> torch.Tensor:
+        """x_0 (B, C, H, W) projected on its range and on the measurement in turn: within the range, clamping spoils no mean."""
+        for _ in range(20):
+            x_0 = x_0.clamp(-1, 1)
+            missing = self.known * (self.y - F.adaptive_avg_pool3d(x_0, self.y.shape[1:]))  # y - A x_0
+            x_0 = x_0 + F.interpolate(missing[None], x_0.shape[1:])[0]  # x_0 + A+(y - A x_0), DDNM Eq. 13
+        return x_0
+
+    def correct_output(
+        self, output: torch.Tensor, x_t: torch.Tensor, abar: torch.Tensor, prediction_type: str
+    ) -> torch.Tensor:
+        """The network's output (B, C or 2C, H, W) at x_t whose x_0 satisfies the measurement. abar: (), alphas_cumprod of t."""
+        signal, sigma = abar**0.5, (1 - abar) ** 0.5
+        of_x_t, of_output = {  # x_0 = of_x_t * x_t + of_output * output
+            "epsilon": (1 / signal, -sigma / signal),
+            "sample": (0, 1),
+            "v_prediction": (signal, -sigma),
+        }[prediction_type]
+        prediction, variance = output[:, : x_t.shape[1]], output[:, x_t.shape[1] :]
+        x_0 = self.correct(of_x_t * x_t + of_output * prediction)
+        return torch.cat([(x_0 - of_x_t * x_t) / of_output, variance], dim=1)
 
 
 class DDPMImagePipeline(DiffusionPipeline):
@@ -202,6 +244,10 @@ class DDPMImagePipeline(DiffusionPipeline):
         prompt: str | Sequence[str] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         prompt_embeds: torch.Tensor | None = None,
+        image: PipelineImageInput | None = None,
+        mask_image: PipelineImageInput | None = None,
+        strength: float | None = None,
+        num_resample: int = 1,
     ) -> ImagePipelineOutput | tuple:
         """Draw `images`: in an `ImagePipelineOutput`, or in a tuple where return_dict is False.
 
@@ -224,20 +270,37 @@ class DDPMImagePipeline(DiffusionPipeline):
             solver_order: 2 lets a step of our scheduler look back at the one before (DPM-Solver++ 2M); None is 1.
             prompt: a text for all images, or one for each, for a model of text. prompt_embeds: its vector, float (D,) or (B, D).
             negative_prompt: the text that guidance leads away from; None is "".
+            image: a picture or a batch, as PIL, numpy (H, W, C) or (B, H, W, C), or tensor (C, H, W) or (B, C, H, W), floats in [0, 1].
+                Of the model's size it is changed; where its sides are whole fractions of the model's it is enlarged, and a grey one is
+                coloured by a model of colours: the result's block means are the picture.
+            mask_image: of the image's size; white is repainted and black kept as it is.
+            strength: above 0, up to 1: the share of the steps that is taken, from the image with noise. 1 starts from noise alone, and
+                is the default of repainting, enlarging and colouring; 0.8 is that of changing.
+            num_resample: how often each step is taken, with noise put back in between (RePaint, arXiv:2201.09865, Algorithm 1): more of
+                them join what is painted better to what is known.
+
+        Raises:
+            ValueError: an argument that this model, its scheduler or another argument does not allow.
         """
         if isinstance(generator, list) and len(generator) == 1:  # as diffusers takes it
             (generator,) = generator
         rows = self._rows(class_labels, prompt, prompt_embeds)
-        batch_size = self._batch_size(batch_size, rows, generator, latents)
+        image = self._read_image(image)
+        mask_image = self._read_mask(mask_image, image)
+        batch_size = self._batch_size(batch_size, rows, generator, latents, image, mask_image)
         condition = self.encode(**{self.takes[0]: rows} if self.takes else {}, batch_size=batch_size)
         guidance_scale = self._guidance_scale(guidance_scale, rows)
         steps, eta, solver_order, autocast = self._resolve_sampling(num_inference_steps, eta, solver_order, autocast)
-        self._check_options(output_type, guidance_rescale, eta, solver_order, callback_on_step_end_tensor_inputs)
+        callback_tensors = callback_on_step_end_tensor_inputs
+        self._check_options(output_type, guidance_rescale, eta, solver_order, callback_tensors, num_resample)
         device = self._execution_device
         scheduler = copy.copy(self.scheduler)  # each call has a chain of its own
         scheduler.set_timesteps(steps, device=device)
         options, drops_variance = self._step_options(generator, eta), not _knows_variance(scheduler)
-        latents = self._initial_noise(batch_size, generator, latents, device)
+        noise = self._initial_noise(batch_size, generator, latents, device)
+        measurement = self._measurement(image, mask_image, noise)
+        timesteps, latents = self._start(scheduler, steps, image, measurement, strength, noise)
+        abar = None if image is None and num_resample == 1 else self._abar(scheduler, timesteps, num_resample)
         if guidance_scale != 1:
             null = (
                 self.null(condition)
@@ -247,26 +310,34 @@ class DDPMImagePipeline(DiffusionPipeline):
             condition = {name: torch.cat([condition[name], null[name]]) for name in condition}
         self._interrupt = False
         with torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext():  # casts the weights once
-            for i, t in enumerate(self.progress_bar(scheduler.timesteps)):
-                x_t = scheduler.scale_model_input(latents, t)
-                if guidance_scale == 1:
-                    output = self.denoise(x_t, t, condition)
-                else:
-                    output = self._guided(x_t, t, condition, guidance_scale, guidance_rescale)
-                output = output[:, : x_t.shape[1]] if drops_variance else output
-                step = scheduler.step(output, t, latents, **options)
-                latents = step.prev_sample
+            for i, t in enumerate(self.progress_bar(timesteps)):
+                for again in reversed(range(num_resample)):
+                    chain = copy.deepcopy(scheduler) if again else scheduler  # a step to be taken back leaves no trace
+                    x_t = chain.scale_model_input(latents, t)
+                    if guidance_scale == 1:
+                        output = self.denoise(x_t, t, condition)
+                    else:
+                        output = self._guided(x_t, t, condition, guidance_scale, guidance_rescale)
+                    output = output[:, : x_t.shape[1]] if drops_variance else output
+                    if measurement is not None:
+                        output = measurement.correct_output(output, x_t, abar[i], scheduler.config.prediction_type)
+                    step = chain.step(output, t, latents, **options)
+                    latents = step.prev_sample
+                    if again:
+                        latents = _noised_again(latents, abar[i] / abar[i + 1], generator)
                 if solver_order == 2:  # a copy: a callback may write to its own
                     options["previous_original_sample"] = step.pred_original_sample.clone()
                 if callback_on_step_end is not None:
                     tensors = {"latents": latents, "pred_original_sample": getattr(step, "pred_original_sample", None)}
-                    tensors = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                    tensors = {name: tensors[name] for name in callback_tensors}
                     latents = _replaced(callback_on_step_end(self, i, t, tensors), latents)
                     if latents.shape != x_t.shape:  # nothing to look back at
                         options.pop("previous_original_sample", None)
                 if self.interrupt:
                     break
 
+        if measurement is not None:
+            latents = measurement.correct(latents)
         images = self._to_images(latents, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
@@ -331,7 +402,7 @@ class DDPMImagePipeline(DiffusionPipeline):
             )
         return torch.tensor(self.null_label)
 
-    def _check_options(self, output_type, guidance_rescale, eta, solver_order, callback_tensors) -> None:
+    def _check_options(self, output_type, guidance_rescale, eta, solver_order, callback_tensors, num_resample) -> None:
         name, looks_back = type(self.scheduler).__name__, "previous_original_sample" in self._step_takes
         if output_type not in ("pil", "np", "numpy", "pt", "latent"):
             raise ValueError(f"output_type={output_type!r}: choose 'pil', 'np', 'pt' or 'latent'.")
@@ -342,6 +413,8 @@ class DDPMImagePipeline(DiffusionPipeline):
             raise ValueError(f"eta={eta}: {name} takes none; None is its own rule.")
         if solver_order is not None and not (looks_back and solver_order in (1, 2)):
             raise ValueError(f"solver_order={solver_order}: {name} takes {'1 or 2' if looks_back else 'none'}.")
+        if not (isinstance(num_resample, Integral) and num_resample >= 1):
+            raise ValueError(f"num_resample={num_resample!r} must be a whole number of at least 1.")
         if unknown := set(callback_tensors) - set(known := self._callback_tensor_inputs):
             raise ValueError(f"callback_on_step_end_tensor_inputs has {sorted(unknown)}: choose from {known}.")
 
@@ -407,13 +480,15 @@ class DDPMImagePipeline(DiffusionPipeline):
             raise ValueError(f"class_labels={unknown}: this model knows {list(self.id2label.values())}.")
         return found
 
-    def _batch_size(self, batch_size: int, rows, generator, latents) -> int:
+    def _batch_size(self, batch_size: int, rows, generator, latents, image=None, mask_image=None) -> int:
         """The one number of images that all arguments agree on."""
         if not isinstance(generator, torch.Generator | list | None):
             raise ValueError(f"generator={generator!r} must be a torch.Generator, or a list with one for each image.")
         is_list = rows is not None and rows.ndim > self._takes_text
         given = {"prompt" if self._takes_text else "class_labels": rows if is_list else None, "latents": latents}
         given["generator"] = generator if isinstance(generator, list) else None
+        for name, value in {"image": image, "mask_image": mask_image}.items():
+            given[name] = None if value is None or len(value) == 1 else value  # one serves all
         counts = {name: len(value) for name, value in given.items() if value is not None}
         if batch_size == 1 and counts:
             batch_size = max(counts.values())
@@ -428,7 +503,71 @@ class DDPMImagePipeline(DiffusionPipeline):
                 raise ValueError("latents=None: unet.config.sample_size is not set; give the initial noise.")
             shape = (batch_size, self.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        return latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
+        return latents.to(device, torch.float32)
+
+    def _read_image(self, image) -> torch.Tensor | None:
+        """`image` as float32 (N, C, H, W) in [-1, 1]; it may be smaller than the model's, and of one channel."""
+        if image is None:
+            return None
+        for picture in image if isinstance(image, list) else [image]:
+            if isinstance(picture, PIL.Image.Image) and picture.mode not in ("L", "RGB"):
+                raise ValueError(f"image has mode {picture.mode!r}: convert it to 'L' or 'RGB'.")
+        num_channels = self.unet.config.in_channels
+        image = _preprocess("image", image, do_convert_grayscale=num_channels == 1)
+        if image.shape[1] not in (1, num_channels):
+            raise ValueError(f"image has {image.shape[1]} channels: this model draws {num_channels}.")
+        return image
+
+    def _read_mask(self, mask_image, image: torch.Tensor | None) -> torch.Tensor | None:
+        """`mask_image` as float32 (N, 1, h, w), 1 where it is white."""
+        if mask_image is None:
+            return None
+        if image is None:
+            raise ValueError("mask_image needs image, the picture that it hides a part of.")
+        mask = _preprocess("mask_image", mask_image, do_normalize=False, do_binarize=True, do_convert_grayscale=True)
+        if mask.shape[1:] != (1, *image.shape[2:]):
+            raise ValueError(f"mask_image has shape {tuple(mask.shape)}: image has {tuple(image.shape)}.")
+        return mask
+
+    def _measurement(self, image, mask, noise: torch.Tensor) -> Measurement | None:
+        """What the result must satisfy; None without an image, or with one of the model's size, which is changed."""
+        if image is None:
+            return None
+        sizes = image.shape[2:], noise.shape[2:]
+        if any(whole % part for part, whole in zip(*sizes)):
+            given, drawn = ("{}x{}".format(*size) for size in sizes)
+            raise ValueError(f"image is {given}: this model draws {drawn}; give that size, or one that divides it.")
+        if mask is None and image.shape[1:] == noise.shape[1:]:
+            return None
+        known = torch.ones_like(image[:, :1]) if mask is None else 1 - mask
+        return Measurement(image.to(noise.device), known.to(noise.device))
+
+    def _start(self, scheduler, steps: int, image, measurement, strength, noise) -> tuple[torch.Tensor, torch.Tensor]:
+        """The timesteps that are taken (n,), and the latents before the first: noise, or the image with noise where strength is below 1."""
+        if strength is None:
+            strength = 0.8 if image is not None and measurement is None else 1.0
+        elif image is None:
+            raise ValueError(f"strength={strength} needs image, the picture to start from.")
+        if not (isinstance(strength, Real) and 0 < strength <= 1 and int(steps * strength) > 0):
+            raise ValueError(f"strength={strength} must be above 0 and at most 1, and leave one of {steps} steps.")
+        start = (steps - int(steps * strength)) * scheduler.order
+        timesteps = scheduler.timesteps[start:]
+        if start == 0:
+            return timesteps, noise * scheduler.init_noise_sigma
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(start)
+        whole = F.interpolate(image[None].to(noise.device), noise.shape[1:])[0]  # at the model's size
+        return timesteps, scheduler.add_noise(whole.expand_as(noise), noise, timesteps[:1])
+
+    def _abar(self, scheduler, timesteps: torch.Tensor, num_resample: int) -> torch.Tensor:
+        """alphas_cumprod of the timesteps (n,), and 1 after the last: (n + 1,)."""
+        name, prediction_type = type(scheduler).__name__, scheduler.config.get("prediction_type")
+        if not hasattr(scheduler, "alphas_cumprod") or prediction_type not in ("epsilon", "sample", "v_prediction"):
+            raise ValueError(f"image: {name} with prediction_type={prediction_type!r} tells no x_0; take another.")
+        if num_resample > 1 and scheduler.init_noise_sigma != 1:
+            raise ValueError(f"num_resample={num_resample}: {name} scales its latents; take another.")
+        abar = scheduler.alphas_cumprod.to(timesteps.device)[timesteps.long()]
+        return torch.cat([abar, abar.new_ones(1)])
 
     def _step_options(self, generator, eta: float | None) -> dict:
         """What of generator and eta this scheduler's step takes."""
@@ -542,6 +681,25 @@ def _knows_variance(scheduler) -> bool:
     """Whether the scheduler's step takes the channels of a learned variance: ours and `DDPMScheduler`."""
     own = getattr(scheduler, "_get_variance", None)
     return own is not None and "predicted_variance" in inspect.signature(own).parameters
+
+
+def _preprocess(name: str, image, **options) -> torch.Tensor:
+    """Pictures, read by diffusers' image processor with its options, as float32 (N, C, H, W) in [-1, 1]."""
+    try:
+        processor = VaeImageProcessor(do_resize=False, vae_scale_factor=1, vae_latent_channels=0, **options)
+        x = processor.preprocess(image).float()
+    except (ValueError, TypeError, IndexError, RuntimeError) as error:
+        raise ValueError(f"{name}: {error}") from error
+    if x.ndim != 4 or not (x.abs() <= 1).all():
+        values = f"values from {x.min():.3g} to {x.max():.3g}"
+        raise ValueError(f"{name} of shape {tuple(x.shape)} has {values}: give PIL, or (N, C, H, W) floats in [0, 1].")
+    return x
+
+
+def _noised_again(x_s: torch.Tensor, ratio: torch.Tensor, generator) -> torch.Tensor:
+    """A draw from q(x_t | x_s), s < t (RePaint, arXiv:2201.09865, Algorithm 1). ratio: (), alphas_cumprod of t by that of s."""
+    noise = randn_tensor(x_s.shape, generator=generator, device=x_s.device, dtype=x_s.dtype)
+    return ratio**0.5 * x_s + (1 - ratio) ** 0.5 * noise
 
 
 def _replaced(returned: dict | None, latents: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,9 @@ from diffusers import (
     DDPMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
+    LCMScheduler,
     ModelMixin,
     UNet2DModel,
     UniPCMultistepScheduler,
@@ -279,9 +281,11 @@ def test_no_value_travels_to_the_host_in_the_loop():
     with torch.device("meta"):
         unet = make_unet(num_class_embeds=4)
     pipe = make_pipeline(unet, id2label=NAMES)
-    for eta in (None, 0.0, 0.5):
+    repaint = {"image": np.zeros((8, 8)), "mask_image": np.ones((8, 8)), "num_resample": 2}
+    change = {"image": np.zeros((8, 8)), "strength": 0.5}
+    for given in ({}, {"eta": 0.0}, {"eta": 0.5}, repaint, change, {"image": np.zeros((4, 4))}):
         images = pipe(
-            num_inference_steps=4, class_labels=["Bag", 0], guidance_scale=2.0, eta=eta, output_type="pt"
+            num_inference_steps=4, class_labels=["Bag", 0], guidance_scale=2.0, output_type="pt", **given
         ).images
         assert images.shape == (2, 1, 8, 8) and images.device.type == "meta"
 
@@ -602,6 +606,151 @@ def test_a_prompt_for_a_model_without_text(labelled, of_text):
         DDPMImagePipeline(of_text.unet, of_text.scheduler)(prompt="a cat")
 
 
+# ---------------------------------------------------------------------- what is known of a picture
+
+
+def random_pixels(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+LEFT = np.repeat([[0.0] * 4 + [1.0] * 4], 8, axis=0)  # a mask: the right half is white
+SAMPLERS = [
+    (DDPMNoiseScheduler(prediction_type="epsilon"), {}),
+    (DDPMNoiseScheduler(prediction_type="sample"), {"eta": 1.0, "solver_order": 2}),
+    (DDPMNoiseScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True), {"eta": 0.0}),
+    (DDPMScheduler(prediction_type="v_prediction"), {}),
+    (DDIMScheduler(), {"eta": 0.5}),
+    (DPMSolverMultistepScheduler(), {}),
+    (UniPCMultistepScheduler(prediction_type="sample"), {}),
+    (LCMScheduler(prediction_type="sample"), {}),
+    (EulerDiscreteScheduler(timestep_spacing="linspace"), {"num_resample": 1}),
+]
+of_samplers = pytest.mark.parametrize(("scheduler", "options"), SAMPLERS, ids=lambda x: type(x).__name__)
+
+
+@of_samplers
+def test_the_result_satisfies_the_measurement(scheduler, options):
+    """Whatever the sampler: known pixels are equal after uint8, means of blocks and of channels within a grey level."""
+    options = {"num_inference_steps": 4, "num_resample": 2, "output_type": "np"} | options
+    grey, colour = (
+        make_pipeline(scheduler=scheduler),
+        make_pipeline(scheduler=scheduler, in_channels=3, out_channels=3),
+    )
+    picture = random_pixels(8, 8)
+    images = grey(image=Image.fromarray(picture), mask_image=LEFT, generator=seeds(1, 2), **options).images
+    pixels = (images[..., 0] * 255).round()
+    assert np.array_equal(pixels[:, :, :4], np.stack([picture[:, :4]] * 2))
+    assert not np.array_equal(pixels[0, :, 4:], picture[:, 4:])
+    small = random_pixels(4, 2)  # another factor in each direction
+    image = grey(image=Image.fromarray(small), **options).images[0, ..., 0]
+    assert np.abs(image.reshape(4, 2, 2, 4).mean((1, 3)) * 255 - small).max() < 1
+    image = colour(image=Image.fromarray(picture), **options).images[0]
+    assert image.std(axis=-1).max() > 0.01 and np.abs(image.mean(axis=-1) * 255 - picture).max() < 1
+    image = colour(image=Image.fromarray(small), **options).images[0]
+    assert np.abs(image.reshape(4, 2, 2, 4, 3).mean((1, 3, 4)) * 255 - small).max() < 1
+
+
+@of_samplers
+def test_the_rest_is_drawn_as_ever(scheduler, options):
+    """Pixels of the exact denoiser do not depend on each other: hidden ones are those of plain sampling, whatever the image has there."""
+    pipe = make_pipeline(
+        ExactDenoiser(sample_size=8, in_channels=1),
+        type(scheduler).from_config(scheduler.config, clip_sample=True, prediction_type="epsilon"),
+    )
+    options = {"num_inference_steps": 5, "output_type": "pt"} | options | {"num_resample": 1}
+    plain = pipe(generator=seeds(1)[0], **options).images
+    for image in (random_pixels(8, 8), random_pixels(8, 8)[::-1].copy()):
+        repainted = pipe(generator=seeds(1)[0], image=Image.fromarray(image), mask_image=LEFT, **options).images
+        assert (repainted - plain)[..., 4:].abs().max() < 1e-4
+
+
+def test_a_step_taken_again_draws_from_the_same_distribution():
+    """The noise put back is as much as the step took: hidden pixels keep the data's mean and deviation."""
+    pipe = make_pipeline(ExactDenoiser(sample_size=32, mean=0.0), DDPMNoiseScheduler(timestep_spacing="trailing"))
+    black = np.zeros((32, 32, 2), np.float32)
+    ends = [
+        pipe(8, seeds(0)[0], 200, "latent", image=black, mask_image=np.ones((32, 32)), num_resample=n).images
+        for n in (1, 3)
+    ]
+    assert all(abs(x_0.mean()) < 0.01 for x_0 in ends) and abs(ends[0].std() - ends[1].std()) < 0.02
+
+
+@pytest.mark.parametrize("kind", [DDPMNoiseScheduler, DDIMScheduler, DPMSolverMultistepScheduler])
+def test_changing_a_picture_starts_in_its_noise(kind):
+    """`strength` of the steps, as a loop by hand takes them; little strength changes little."""
+    pipe, picture = make_pipeline(ExactDenoiser(in_channels=1), kind()), np.float32(random_pixels(4, 4) / 255)
+    options = {"generator": None, "num_inference_steps": 10, "output_type": "latent"}
+    got = pipe(**options | {"generator": seeds(3)[0]}, image=picture, strength=0.3).images
+    scheduler, generator = kind(), seeds(3)[0]
+    scheduler.set_timesteps(10)
+    noise = torch.randn(1, 1, 4, 4, generator=generator)
+    x_t = scheduler.add_noise(torch.tensor(picture)[None, None] * 2 - 1, noise, scheduler.timesteps[7:8])
+    takes = {"generator": generator} if kind is not DDIMScheduler else {}
+    takes |= {"use_clipped_model_output": True} if kind is DDIMScheduler else {}
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(7)
+    for t in scheduler.timesteps[7:]:
+        x_t = scheduler.step(pipe.unet(x_t, t[None])[0], t, x_t, **takes).prev_sample
+    assert torch.equal(got, x_t)
+    steps = []
+    for strength in (None, 1.0, 0.1):
+        keep = lambda pipe, i, t, tensors: steps.append(i)  # noqa: E731
+        pipe(**options, image=picture, strength=strength, callback_on_step_end=keep)
+    assert steps == [*range(8), *range(10), 0]
+
+
+def test_pictures_go_with_everything_else(labelled):
+    """Labels, guidance, few steps, callbacks, a picture and a generator for each image: each image is its own."""
+    pictures, masks = list(random_pixels(3, 8, 8)), [LEFT, LEFT[::-1, ::-1].copy(), np.ones((8, 8))]
+    options = {"num_inference_steps": 3, "eta": 1.0, "solver_order": 2, "num_resample": 2, "output_type": "np"}
+    options |= {"guidance_scale": 2.0, "callback_on_step_end": lambda pipe, i, t, tensors: {}}
+
+    def draw(*which):
+        given = {"image": [Image.fromarray(pictures[i]) for i in which], "mask_image": [masks[i] for i in which]}
+        return labelled(generator=seeds(*which), class_labels=list(which), **given, **options).images
+
+    together = draw(0, 1, 2)
+    assert all(np.abs(together[i] - draw(i)[0]).max() < 1e-3 for i in range(3))
+    assert labelled(image=pictures[0] / 255, mask_image=masks, **options | {"guidance_scale": None}).images.shape == (
+        3,
+        8,
+        8,
+        1,
+    )
+    assert len(labelled(5, image=pictures[0] / 255, **options | {"guidance_scale": None}).images) == 5
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_a_picture_may_be_pil_numpy_or_tensor(num_channels):
+    pipe = make_pipeline(in_channels=num_channels, out_channels=num_channels)
+    pixels = random_pixels(8, 8, 3) if num_channels == 3 else random_pixels(8, 8)
+    array, hidden = np.float32(pixels / 255), Image.fromarray(np.uint8(LEFT * 255))
+    tensor = torch.from_numpy(array.reshape(8, 8, -1)).permute(2, 0, 1)
+    forms = [
+        Image.fromarray(pixels),
+        [Image.fromarray(pixels)],
+        array,
+        array.reshape(1, 8, 8, -1),
+        tensor,
+        tensor[None],
+    ]
+    masks = [
+        hidden,
+        hidden.convert("1"),
+        LEFT,
+        LEFT[None, ..., None],
+        torch.tensor(LEFT),
+        torch.tensor(LEFT)[None, None] > 0,
+    ]
+    options = {"num_inference_steps": 2, "output_type": "pt"}
+    images = [
+        pipe(image=image, mask_image=mask, generator=seeds(0)[0], **options).images
+        for image, mask in zip(forms, masks)
+    ]
+    assert all(torch.allclose(image, images[0], atol=1e-6) for image in images)
+    assert torch.allclose(images[0][0, :, :, :4], tensor[:, :, :4])
+
+
 # ---------------------------------------------------------------------- callback and interrupt
 
 
@@ -697,6 +846,7 @@ def test_a_part_that_is_no_model_and_no_scheduler_is_not_loaded(folder, tmp_path
 # ---------------------------------------------------------------------- what it refuses, before any work
 
 
+GREY = np.full((8, 8), 0.5)
 NULL_LESS = {"num_class_embeds": 3, "id2label": NAMES}
 WITH_NULL = {"num_class_embeds": 4, "id2label": NAMES}
 
@@ -733,6 +883,36 @@ WITH_NULL = {"num_class_embeds": 4, "id2label": NAMES}
         (WITH_NULL, {"class_labels": 0, "guidance_scale": -1.0}, "guidance_scale=-1.0 must be"),
         ({}, {"generator": 0}, "generator=0 must be a torch.Generator"),
         ({}, {"num_inference_steps": 5.0}, "num_inference_steps=5.0"),
+        ({}, {"mask_image": LEFT}, "mask_image needs image"),
+        (
+            {},
+            {"image": GREY, "mask_image": LEFT[:4]},
+            r"mask_image has shape \(1, 1, 4, 8\): image has \(1, 1, 8, 8\)",
+        ),
+        ({}, {"image": GREY[:, :5]}, "image is 8x5: this model draws 8x8; give that size, or one that divides it"),
+        ({}, {"image": np.zeros((16, 16))}, "image is 16x16: this model draws 8x8"),
+        ({}, {"image": np.zeros((1, 8, 8, 3))}, "image has 3 channels: this model draws 1"),
+        (
+            {},
+            {"image": np.zeros((8, 8), np.uint8) + 9},
+            r"image of shape .* values from 17 to 17.* floats in \[0, 1\]",
+        ),
+        ({}, {"image": GREY * np.nan}, "image of shape .* values from nan"),
+        ({}, {"image": Image.new("RGBA", (8, 8))}, "image has mode 'RGBA': convert it to 'L' or 'RGB'"),
+        (
+            {},
+            {"image": [Image.new("L", (8, 8)), Image.new("L", (4, 4))]},
+            "image: all input arrays must have the same",
+        ),
+        ({}, {"image": "cat.png"}, "image: .*format"),
+        ({}, {"image": []}, "image: "),
+        ({}, {"image": np.zeros((2, 8, 8)), "batch_size": 3}, "batch_size=3.*'image': 2"),
+        ({}, {"strength": 0.5}, "strength=0.5 needs image"),
+        ({}, {"image": GREY, "strength": 1.5}, "strength=1.5 must be above 0 and at most 1"),
+        ({}, {"image": GREY, "strength": 0.0}, "strength=0.0 must be above 0"),
+        ({}, {"image": GREY, "strength": float("nan")}, "strength=nan must be"),
+        ({}, {"image": GREY, "strength": 0.1, "num_inference_steps": 5}, "strength=0.1 .* leave one of 5 steps"),
+        ({}, {"image": GREY, "num_resample": 0}, "num_resample=0 must be a whole number of at least 1"),
     ],
 )
 def test_refuses(config, kwargs, words):
@@ -740,3 +920,11 @@ def test_refuses(config, kwargs, words):
     pipe.unet.forward = None  # no work is done before the refusal
     with pytest.raises(ValueError, match=words):
         pipe(**kwargs)
+
+
+def test_refuses_pictures_where_the_scheduler_cannot_take_them():
+    euler, edm = make_pipeline(scheduler=EulerDiscreteScheduler()), make_pipeline(scheduler=EDMEulerScheduler())
+    with pytest.raises(ValueError, match="num_resample=2: EulerDiscreteScheduler scales its latents"):
+        euler(image=GREY, mask_image=LEFT, num_resample=2, num_inference_steps=2)
+    with pytest.raises(ValueError, match="image: EDMEulerScheduler .* tells no x_0"):
+        edm(image=GREY, mask_image=LEFT, num_inference_steps=2)
