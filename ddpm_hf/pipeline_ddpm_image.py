@@ -211,10 +211,12 @@ class DDPMImagePipeline(DiffusionPipeline):
         return network(x_t.to(self.unet.dtype), t, **condition, return_dict=False)[0].float()
 
     def _guided(
-        self, x_t: torch.Tensor, t: torch.Tensor, both: Condition, scale: float, rescale: float
+        self, x_t: torch.Tensor, t: torch.Tensor, condition: Condition, scale: float, rescale: float
     ) -> torch.Tensor:
-        """`denoise` under guidance, in one call. both: the condition of the B images, then their null."""
-        output = self.denoise(x_t.repeat(2, 1, 1, 1), t, both)
+        """`denoise`, under guidance where the scale is not 1, in one call. condition: that of the B images; for guidance, then their null."""
+        if scale == 1:
+            return self.denoise(x_t, t, condition)
+        output = self.denoise(x_t.repeat(2, 1, 1, 1), t, condition)
         given, null = output[:, : x_t.shape[1]].chunk(2)  # learned variance channels are not guided
         guided = null + scale * (given - null)  # Eq. 6
         if rescale > 0:
@@ -300,7 +302,7 @@ class DDPMImagePipeline(DiffusionPipeline):
         noise = self._initial_noise(batch_size, generator, latents, device)
         measurement = self._measurement(image, mask_image, noise)
         timesteps, latents = self._start(scheduler, steps, image, measurement, strength, noise)
-        abar = None if image is None and num_resample == 1 else self._abar(scheduler, timesteps, num_resample)
+        abar = None if measurement is None and num_resample == 1 else self._abar(scheduler, timesteps, num_resample)
         if guidance_scale != 1:
             null = (
                 self.null(condition)
@@ -314,10 +316,7 @@ class DDPMImagePipeline(DiffusionPipeline):
                 for again in reversed(range(num_resample)):
                     chain = copy.deepcopy(scheduler) if again else scheduler  # a step to be taken back leaves no trace
                     x_t = chain.scale_model_input(latents, t)
-                    if guidance_scale == 1:
-                        output = self.denoise(x_t, t, condition)
-                    else:
-                        output = self._guided(x_t, t, condition, guidance_scale, guidance_rescale)
+                    output = self._guided(x_t, t, condition, guidance_scale, guidance_rescale)
                     output = output[:, : x_t.shape[1]] if drops_variance else output
                     if measurement is not None:
                         output = measurement.correct_output(output, x_t, abar[i], scheduler.config.prediction_type)
