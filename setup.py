@@ -41,6 +41,7 @@ setup(
         "huggingface_hub>=2.0",
         "httpx2",
         "safetensors",
+        "filelock",
         "tenacity",
         "pyyaml",
         "psutil",

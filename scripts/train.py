@@ -15,3 +15,5 @@ if __name__ == "__main__":
     except (ValueError, FloatingPointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1 if isinstance(error, FloatingPointError) else 2)
+    except KeyboardInterrupt:  # a second signal: at once
+        sys.exit(130)

@@ -1,80 +1,94 @@
-"""The checkpoints of a run, each whole or not there at all: what `training` writes on the way and goes on from.
+"""The checkpoints of a run: `trainer` writes them and resumes from them. Each is complete or absent.
 
 OUTPUT_DIR/checkpoints/.step-N/                    being written; never read
-OUTPUT_DIR/checkpoints/step-N/                     stands: every file was on the disk before it got this name
-OUTPUT_DIR/checkpoints/step-N/state/manifest.json  what it holds, and the size of each file in state/
+OUTPUT_DIR/checkpoints/step-N/                     complete: every file was on the disk before it got this name
+OUTPUT_DIR/checkpoints/step-N/state/manifest.json  what it holds, and the sha256 of every other file
 """
 
+import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
 
-def aside(folder: Path, step: int) -> Path:
-    """Where the checkpoint of `step` is written before it stands."""
+def staging(folder: Path, step: int) -> Path:
+    """Where the checkpoint of `step` is written before it is committed."""
     return folder / "checkpoints" / f".step-{step}"
 
 
 def commit(folder: Path, step: int, total_limit: int, **contents) -> None:
-    """Let what was written `aside` stand, with `contents` in its manifest; then remove all but the newest `total_limit`."""
-    written, target = aside(folder, step), folder / "checkpoints" / f"step-{step}"
-    files = [path for path in sorted((written / "state").rglob("*")) if path.is_file()]
-    sizes = {str(path.relative_to(written)): path.stat().st_size for path in files}
+    """Give the staged checkpoint its name, with `contents` in its manifest; then remove all but the newest `total_limit`."""
+    written, target = staging(folder, step), folder / "checkpoints" / f"step-{step}"
     manifest = written / "state" / "manifest.json"
-    manifest.write_text(json.dumps({"step": step, "sizes": sizes} | contents))
-    for path in (*files, manifest, written / "state", written):
+    files = [path for path in sorted(written.rglob("*")) if path.is_file() and path != manifest]
+    hashes = {path.relative_to(written).as_posix(): _sha256(path) for path in files}
+    manifest.write_text(json.dumps({"step": step, "sha256": hashes} | contents))
+    for path in (*files, manifest, *{path.parent for path in files}, written):
         _fsync(path)
-    shutil.rmtree(target, ignore_errors=True)  # it is there only where it was broken
+    shutil.rmtree(target, ignore_errors=True)  # it exists only where it was damaged
     written.rename(target)
     _fsync(target.parent)
     for path in _all(folder):
-        if _step(path) > step:  # broken: the run has gone on from before it
+        if _step(path) > step:  # damaged: the run has gone on from before it
             shutil.rmtree(path)
     remove_old(folder, step, total_limit)
 
 
 def remove_old(folder: Path, step: int, total_limit: int) -> None:
-    """Leave the newest `total_limit` checkpoints up to `step`; a run that was killed before this does it when it goes on."""
+    """Keep the newest `total_limit` checkpoints up to `step`. A resumed run does it too, should the last one have been killed before."""
     for path in [path for path in _all(folder) if _step(path) <= step][:-total_limit]:
         shutil.rmtree(path)
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest whole checkpoint, None where there is none at all; broken ones are passed over with a warning.
+    """The newest intact checkpoint, None where there is none at all; damaged ones are passed over with a warning.
 
-    Raises ValueError where all are broken.
+    Raises ValueError where all are damaged.
     """
     checkpoints = _all(folder)
     for checkpoint in reversed(checkpoints):
         try:
-            sizes = read_manifest(checkpoint)["sizes"]
-            broken = [name for name, size in sizes.items() if (checkpoint / name).stat().st_size != size]
-        except (OSError, ValueError, KeyError) as error:
-            broken = [str(error)]
-        if not broken:
+            damaged = [
+                name
+                for name, sha256 in read_manifest(checkpoint)["sha256"].items()
+                if _sha256(checkpoint / name) != sha256
+            ]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # a manifest of another shape
+            damaged = [repr(error)]
+        if not damaged:
             return checkpoint
-        logger.warning(f"{checkpoint} is not whole ({', '.join(broken)}): trying the one before it.")
+        logger.warning(f"{checkpoint} is damaged ({', '.join(damaged)}): trying the one before it.")
     if checkpoints:
-        raise ValueError(f"resume: no checkpoint in {folder / 'checkpoints'} is whole; remove them to start anew.")
+        raise ValueError(
+            f"resume: every checkpoint in {folder / 'checkpoints'} is damaged; remove them to start anew."
+        )
     return None
 
 
 def read_manifest(checkpoint: Path) -> dict:
-    """{"step": int, "sizes": {name: bytes}} and what `commit` was given."""
+    """{"step": int, "sha256": {name: hash}} and what `commit` was given."""
     return json.loads((checkpoint / "state" / "manifest.json").read_text())
 
 
 def _all(folder: Path) -> list[Path]:
     """Oldest first."""
-    return sorted((path for path in folder.glob("checkpoints/step-*") if path.name[5:].isdigit()), key=_step)
+    return sorted(
+        (path for path in folder.glob("checkpoints/step-*") if re.fullmatch(r"step-[0-9]+", path.name)), key=_step
+    )
 
 
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name[5:])
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fsync(path: Path) -> None:

@@ -5,6 +5,7 @@ An option left at None is the preset's (`presets.PRESETS`), or that of fine-tuni
 
 import json
 import math
+import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -50,7 +51,7 @@ class TrainConfig:
     dataset: str | None = _option(None, "Hub id, folder of images, or folder of IDX files.")
     image_column: str | None = _option(None, "Column of the images; found by its type if not named.")
     label_column: str | None = _option(None, "Column of the labels; found by its type if not named.")
-    streaming: bool = _option(False, "Read the data set from the Hub as it is needed, never as a whole.")
+    streaming: bool = _option(False, "Stream the data set from the Hub instead of downloading it.")
     output_dir: str = _option("runs/quick", "The run's folder, and the saved model when the run ends.")
 
     objective: Literal["simple", "hybrid", "consistency"] | None = _option(
@@ -68,7 +69,9 @@ class TrainConfig:
     rescale_betas_zero_snr: bool = _option(False, "Let the last step be noise alone (arXiv:2305.08891).")
 
     train_batch_size: int | None = _option(None, "Images of one rank in one forward pass.")
-    gradient_accumulation_steps: int = _option(1, "Forward passes of one optimizer step.")
+    gradient_accumulation_steps: int | None = _option(
+        None, "Forward passes of one optimizer step; by default the launcher's, else 1."
+    )
     max_train_steps: int | None = _option(None, "Length of the run.")
     learning_rate: float | None = _option(None, "Peak of the schedule.")
     lr_scheduler: Literal["cosine", "linear", "constant_with_warmup", "polynomial", "cosine_with_restarts"] | None = (
@@ -97,7 +100,7 @@ class TrainConfig:
     dataloader_num_workers: int = _option(0, "Processes that decode images; not needed where they fit in memory.")
     seed: int = _option(0, "Seed of all random draws.")
 
-    checkpointing_steps: int = _option(2000, "How often the whole state is saved to OUTPUT_DIR/checkpoints/step-N.")
+    checkpointing_steps: int = _option(2000, "Steps between checkpoints, OUTPUT_DIR/checkpoints/step-N.")
     checkpoints_total_limit: int = _option(2, "Older checkpoints are removed after a newer one is complete.")
     resume: bool = _option(False, "Go on from the newest complete checkpoint in OUTPUT_DIR, if there is one.")
     validation_steps: int = _option(500, "How often to draw samples and take the held-out loss; 0: only at the end.")
@@ -129,6 +132,8 @@ class TrainConfig:
             if getattr(self, name) is None:
                 setattr(self, name, value)
         self.mixed_precision = self.mixed_precision or default_precision()
+        if self.gradient_accumulation_steps is None:
+            self.gradient_accumulation_steps = int(os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", 1))
 
     def _check_types(self) -> None:
         """YAML and Python may give anything for a number: 16.5 images, the word yes."""
@@ -188,9 +193,9 @@ class TrainConfig:
             + "# The rest of this run, from its preset and its machine:\n"
             + comments
         )
-        aside = Path(path).with_name(f".{Path(path).name}")
-        aside.write_text(text)
-        aside.replace(path)
+        partial = Path(path).with_name(f".{Path(path).name}")
+        partial.write_text(text)
+        partial.replace(path)
 
     def differences(self, path: str | Path) -> list[str]:
         """Names of the options that make this run another one than the run whose config is at `path`; a fingerprint guards its images."""

@@ -7,8 +7,8 @@
 A run keeps two or more such averages and snapshots of them. The weighted sum of snapshots whose profile is nearest to the one that is
 asked for, in least squares, is then the average of that length: of profiles between those of the snapshots a good copy.
 
-`training` steps and saves; `reconstruct` needs the run's folder alone. A snapshot is a safetensors file of float16, as in the paper. Where
-the ranks share the weights out (FSDP2), averages are shared out with them and whole in every file; all ranks must then save together.
+`trainer` steps and saves; `reconstruct` needs the run's folder alone. A snapshot is a safetensors file of float16, as in the paper. Under
+FSDP2 the averages are sharded like the weights; files hold full tensors, so all ranks must save together.
 
     OUTPUT_DIR/averages/step-N-sigma_rel-S.safetensors
 """
@@ -36,35 +36,35 @@ def power_of(sigma_rel: float) -> float:
     return np.roots([1, 7, 16 - sigma_rel**-2, 12 - sigma_rel**-2]).real.max()
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """All of a tensor that ranks share out; they must ask together. Any other as it is."""
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that FSDP2 shards, in full: a collective, which all ranks must call. Any other tensor as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def shared_out(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A whole tensor on the device, and shared out among the ranks, as another one is."""
+def distributed_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A full tensor, on the device and sharded as another one is."""
     tensor = tensor.to(like.device)
     return distribute_tensor(tensor, like.device_mesh, like.placements) if isinstance(like, DTensor) else tensor
 
 
 class ExponentialAverage(EMAModel):
-    """diffusers' EMAModel, whose state is whole."""
+    """diffusers' EMAModel, whose state dict holds full tensors also under FSDP2."""
 
     shadow_params: list[torch.Tensor]
 
     def state_dict(self) -> dict:
-        return super().state_dict() | {"shadow_params": [whole(tensor) for tensor in self.shadow_params]}
+        return super().state_dict() | {"shadow_params": [full_tensor(tensor) for tensor in self.shadow_params]}
 
     def load_state_dict(self, state_dict: dict) -> None:
         before = self.shadow_params
         super().load_state_dict(state_dict)
-        self.shadow_params = [shared_out(*pair) for pair in zip(self.shadow_params, before)]
+        self.shadow_params = [distributed_like(*pair) for pair in zip(self.shadow_params, before)]
 
     @torch.no_grad()
     def copy_to(self, parameters) -> None:
-        """Copy the averages into the parameters of a model that is whole on every rank."""
+        """Copy the averages into the parameters of a model that is not sharded."""
         for parameter, average in zip(parameters, self.shadow_params, strict=True):
-            parameter.copy_(whole(average))
+            parameter.copy_(full_tensor(average))
 
 
 class PowerAverages:
@@ -79,7 +79,7 @@ class PowerAverages:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Take the parameters in, after an optimizer step."""
+        """Update the averages after an optimizer step."""
         self.num_steps += 1
         for sigma_rel, average in self.averages.items():
             beta = (1 - 1 / self.num_steps) ** (self.gammas[sigma_rel] + 1)
@@ -93,24 +93,26 @@ class PowerAverages:
                 continue
             path = folder / "averages" / f"step-{self.num_steps}-sigma_rel-{sigma_rel}.safetensors"
             tensors = {name: tensor.half().contiguous() for name, tensor in zip(self.parameters, average)}
-            aside = path.with_name(f".{path.name}")
-            save_file(tensors, aside, metadata={"step": str(self.num_steps), "sigma_rel": str(sigma_rel)})
-            aside.replace(path)  # whole or not there
+            partial = path.with_name(f".{path.name}")
+            save_file(tensors, partial, metadata={"step": str(self.num_steps), "sigma_rel": str(sigma_rel)})
+            partial.replace(path)
 
     def drop_later(self, folder: Path) -> None:
-        """Remove the snapshots of steps that are still to come: a run that goes on from before them may take another way."""
+        """Remove the snapshots of later steps: the resumed run takes those steps again."""
         for path in folder.glob("averages/step-*.safetensors"):
             if _step_and_power(path)[0] > self.num_steps:
                 path.unlink()
 
     def state_dict(self) -> dict:
-        averages = {sigma_rel: [whole(tensor) for tensor in average] for sigma_rel, average in self.averages.items()}
+        averages = {
+            sigma_rel: [full_tensor(tensor) for tensor in average] for sigma_rel, average in self.averages.items()
+        }
         return {"num_steps": self.num_steps, "averages": averages}
 
     def load_state_dict(self, state: dict) -> None:
         self.num_steps = state["num_steps"]
         for sigma_rel, average in self.averages.items():
-            self.averages[sigma_rel] = [shared_out(*pair) for pair in zip(state["averages"][sigma_rel], average)]
+            self.averages[sigma_rel] = [distributed_like(*pair) for pair in zip(state["averages"][sigma_rel], average)]
 
 
 def reconstruct(folder: str | Path, sigma_rel: float, step: int | None = None) -> dict[str, torch.Tensor]:
@@ -120,11 +122,11 @@ def reconstruct(folder: str | Path, sigma_rel: float, step: int | None = None) -
     """
     snapshots = {path: _step_and_power(path) for path in sorted(Path(folder).glob("averages/step-*.safetensors"))}
     step = max((t for t, _ in snapshots.values()), default=0) if step is None else step
+    taken = sorted({t for t, _ in snapshots.values()})
+    if not taken or not taken[0] <= step <= taken[-1]:
+        steps = f"from step {taken[0]} to {taken[-1]}" if taken else "none: train with ema_sigma_rels to keep them"
+        raise ValueError(f"step={step}: {folder} has snapshots {steps}.")
     snapshots = {path: (t, gamma) for path, (t, gamma) in snapshots.items() if t <= step}
-    if not snapshots:
-        raise ValueError(
-            f"{folder} has no snapshots up to step={step}: it is a run with ema_sigma_rels that is wanted, and a step of it."
-        )
     t, gamma = np.array(list(snapshots.values())).T
     weights, error = least_squares(t, gamma, step, power_of(sigma_rel))
     if error > 0.05:

@@ -1,4 +1,4 @@
-"""One rank and the launcher that started it: its Accelerator, the signals that stop it, and how it leaves. `training` runs in between."""
+"""One rank of a launch: its Accelerator, the signals that stop it, and its end."""
 
 import multiprocessing
 import os
@@ -9,7 +9,12 @@ from contextlib import contextmanager
 from types import FrameType
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    GradientAccumulationPlugin,
+    ProjectConfiguration,
+)
 
 from ..hardware import runs_on_cpu, use_own_cores
 from .config import TrainConfig
@@ -23,7 +28,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     accelerator = Accelerator(
         cpu=runs_on_cpu(),  # else ranks without a GPU would not find each other
         mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        # A plugin: the plain argument gives way to the launcher's environment without a word.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.gradient_accumulation_steps),
         log_with=None if config.report_to == "none" else config.report_to,
         project_config=ProjectConfiguration(config.output_dir, logging_dir=f"{config.output_dir}/logs"),
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # one copy of them, not two
@@ -51,14 +57,14 @@ def _check_ranks(accelerator: Accelerator) -> None:
     asked = os.environ.get("WORLD_SIZE", alone)
     if int(asked) != accelerator.num_processes:
         raise ValueError(
-            f"The launcher was asked for {asked} ranks, but each would train alone. `accelerate launch --cpu` starts one"
-            f" rank, whatever it is asked for: use `torchrun --nproc_per_node {asked} scripts/train.py`; or, where your shell"
+            f"The launcher was asked for {asked} ranks, but each would train alone. `accelerate launch --cpu` always starts"
+            f" one rank: use `torchrun --nproc_per_node {asked} scripts/train.py`; or, where your shell"
             " exports MASTER_PORT, unset it for a single rank."
         )
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not is_sharded(accelerator):
         raise ValueError(
             f"FSDP was asked for, but on {accelerator.num_processes} x {accelerator.device.type} Accelerate would train"
-            " without it: it shares a model out among two or more GPUs. Launch with another of accelerate_configs/."
+            " without it: it shards a model over two or more GPUs. Launch with another of accelerate_configs/."
         )
     if accelerator.distributed_type in OTHERS or (is_sharded(accelerator) and not accelerator.is_fsdp2):
         raise ValueError(
@@ -68,7 +74,7 @@ def _check_ranks(accelerator: Accelerator) -> None:
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
-    """Whether the ranks share the model out, by FSDP2."""
+    """Whether FSDP2 shards the model."""
     return accelerator.distributed_type == DistributedType.FSDP
 
 
@@ -84,8 +90,8 @@ def local_main_process_first(accelerator: Accelerator) -> Iterator[None]:
             accelerator.wait_for_everyone()
 
 
-def leave(accelerator: Accelerator) -> None:
-    """End the trackers and the ranks' connection, once the caller has let its prepared model go.
+def end_rank(accelerator: Accelerator) -> None:
+    """End the trackers and the process group. The caller must have dropped its prepared model.
 
     DDP must be gone before its process group: as its last owner it destroys the group while it holds the GIL and joins a thread that
     may still wait for the GIL to free a gathered tensor. Such a rank hangs at its very end (torch 2.13, gloo).
@@ -94,15 +100,14 @@ def leave(accelerator: Accelerator) -> None:
     accelerator.end_training()
 
 
-def obey_the_rank_alone(_worker: int) -> None:
-    """A loader's workers leave stopping to their rank, which saves first. A SIGTERM that it sends itself ends them, as it must where an
-    error ends it."""
+def ignore_foreign_signals(_worker: int) -> None:
+    """A loader's worker ignores signals that are not its rank's own: the rank saves first, and then ends its workers."""
     if hasattr(signal, "sigwaitinfo"):  # not on macOS, where a signal to all processes still ends the workers
         signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-        threading.Thread(target=_wait_for_the_rank, daemon=True).start()
+        threading.Thread(target=_wait_for_signal_of_rank, daemon=True).start()
 
 
-def _wait_for_the_rank() -> None:
+def _wait_for_signal_of_rank() -> None:
     rank = multiprocessing.parent_process()  # the system's parent may be a fork server
     while signal.sigwaitinfo(STOPPING).si_pid != rank.pid:
         pass
@@ -110,7 +115,7 @@ def _wait_for_the_rank() -> None:
 
 
 class StopSignals:
-    """SIGTERM and Ctrl-C while it is entered: taken note of, and given back afterwards (to a notebook, say)."""
+    """Catches SIGTERM and Ctrl-C while it is entered. The first is noted, and the run ends after saving; the second ends it at once."""
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
@@ -125,11 +130,17 @@ class StopSignals:
             signal.signal(number, handler)
 
     def catch(self, number: int, frame: FrameType | None = None) -> None:
+        if self.number is not None:
+            raise KeyboardInterrupt(f"a second {signal.Signals(number).name}")
         self.number = number
         self.accelerator.set_trigger()
 
-    def came(self, may_wait: bool) -> bool:
-        """Whether any rank got one. Ranks agree about it where they `may_wait` for each other, and say no elsewhere."""
+    def is_caught(self) -> bool:
+        """Whether this rank got a signal."""
+        return self.number is not None
+
+    def on_any_rank(self, may_wait: bool) -> bool:
+        """Whether any rank got a signal. Asking the others is a collective, done where `may_wait`; elsewhere the answer is no."""
         if self.accelerator.num_processes == 1:
             return self.number is not None
         return may_wait and self.accelerator.check_trigger()

@@ -1,5 +1,6 @@
 """What a run starts from: a fresh network of a preset, or the trained weights of a saved model."""
 
+import copy
 import logging
 from dataclasses import dataclass
 
@@ -58,9 +59,19 @@ def make_pipeline(start: Start, class_names: list[str] | None, config: TrainConf
         raise ValueError(
             f"preset={config.preset!r}: its network knows {pipeline.num_labels} labels; {len(id2label)} classes need one more, the null label."
         )
+    _check_shapes(pipeline)
     if start.source:
         take_over(pipeline, start.source, config.init_from)
     return pipeline
+
+
+def _check_shapes(pipeline: DDPMImagePipeline) -> None:
+    """One pass on the meta device, which computes shapes alone: a size that the network cannot halve ends here."""
+    network, config = copy.deepcopy(pipeline.unet).to("meta"), pipeline.unet.config
+    size = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
+    x_t = torch.empty(1, config.in_channels, *size, device="meta")
+    condition = {name: rows.to("meta") for name, rows in pipeline.encode(batch_size=1).items()}
+    pipeline.denoise(x_t, torch.zeros(1, dtype=torch.int64, device="meta"), condition, network)
 
 
 def take_over(pipeline: DDPMImagePipeline, source: DDPMImagePipeline, name: str) -> None:

@@ -18,12 +18,15 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from accelerate.utils import broadcast_object_list
 from diffusers.optimization import get_scheduler
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
@@ -35,8 +38,15 @@ from ..objective import drop_condition, make_objective
 from ..pipeline_ddpm_image import DDPMImagePipeline
 from . import checkpoints, validation
 from .config import TrainConfig
-from .ema import NUM_SNAPSHOTS, ExponentialAverage, PowerAverages, whole
-from .launch import StopSignals, is_sharded, leave, local_main_process_first, make_accelerator, obey_the_rank_alone
+from .ema import NUM_SNAPSHOTS, ExponentialAverage, PowerAverages, full_tensor
+from .launch import (
+    StopSignals,
+    end_rank,
+    ignore_foreign_signals,
+    is_sharded,
+    local_main_process_first,
+    make_accelerator,
+)
 from .start import Start, find_start, make_pipeline
 
 logger = logging.getLogger(__name__)
@@ -78,10 +88,8 @@ class Trainer:
         check_folder(config)
         checkpoint = broadcast_object_list([checkpoints.newest(self.folder) if config.resume else None])[0]
         self.pipeline, self.scheduler = pipeline, pipeline.scheduler
-        if pipeline.takes and config.label_dropout and pipeline.null_label is None:
-            raise ValueError(
-                f"label_dropout={config.label_dropout}: this model has no null label; 0 trains without one."
-            )
+        if config.label_dropout:
+            pipeline.encode()  # raises where the model has no null
         unet, self.average = pipeline.unet, self._averaged(pipeline)
         if not is_sharded(self.accelerator):  # FSDP2 wants its parameters contiguous
             unet.to(memory_format=torch.channels_last)
@@ -133,21 +141,32 @@ class Trainer:
             if config.push_to_hub:
                 hub.prepare_push(self.folder, self.repo_id, private=config.hub_private_repo)
             self.folder.mkdir(parents=True, exist_ok=True)
-            config.save(self.folder / "run.yaml")
-            if self.averages:
-                self.averages.drop_later(self.folder)
-        options = asdict(config).items()
-        tracked = {name: value if isinstance(value, (int, float)) else str(value) for name, value in options}
-        accelerator.init_trackers("ddpm_hf", config=tracked)
-        with self.signals:
+        with self._locked_folder(), self.signals:
+            if accelerator.is_main_process:
+                config.save(self.folder / "run.yaml")
+                if self.averages:
+                    self.averages.drop_later(self.folder)
+            options = asdict(config).items()
+            tracked = {name: value if isinstance(value, (int, float)) else str(value) for name, value in options}
+            accelerator.init_trackers("ddpm_hf", config=tracked)
             self._loop()
-            if self.step == config.max_train_steps:
-                self._finish()
-            else:
+            if self.step < config.max_train_steps or not self._finish():
                 self._say(f"Stopped by {self.signals.name} at step {self.step}, saved. --resume goes on.")
         self.model = accelerator.unwrap_model(self.model)
-        leave(accelerator)
+        end_rank(accelerator)
         return self.folder
+
+    @contextmanager
+    def _locked_folder(self) -> Iterator[None]:
+        """Keep other runs out of this folder; the lock goes with the process that holds it."""
+        if not self.accelerator.is_main_process:
+            yield
+            return
+        try:
+            with FileLock(self.folder / ".lock", timeout=0):
+                yield
+        except Timeout as error:
+            raise ValueError(f"output_dir={self.config.output_dir!r}: another run is training there.") from error
 
     def _loop(self) -> None:
         config, accelerator = self.config, self.accelerator
@@ -160,11 +179,12 @@ class Trainer:
             self.step += 1
             bar.update()
             is_last, logging_now = self.step == config.max_train_steps, self.step % config.logging_steps == 0
-            stopping = self.signals.came(may_wait=logging_now)
+            stopping = self.signals.on_any_rank(may_wait=logging_now)
             saving = is_last or stopping or self.step % config.checkpointing_steps == 0
             validating = not is_last and config.validation_steps and self.step % config.validation_steps == 0
             if self.averages and (is_last or self.step % snapshot_steps == 0):
-                self.averages.save(self.folder, accelerator.is_main_process)
+                with self._writing("averages"):
+                    self.averages.save(self.folder, accelerator.is_main_process)
             if saving or validating or logging_now:
                 self._log(figures, time.perf_counter() - since, bar)  # first: what is not finite is never saved
                 if validating:
@@ -195,7 +215,7 @@ class Trainer:
                 loss = self.objective(self._denoise, self.scheduler, x_0, t, noise, condition).mean()
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
-                    grad_norm = whole(accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm))
+                    grad_norm = full_tensor(accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm))
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             total = total + loss.detach()
@@ -241,7 +261,7 @@ class Trainer:
             batch_sampler=order,
             collate_fn=collate_batch,
             num_workers=config.dataloader_num_workers,
-            worker_init_fn=obey_the_rank_alone,
+            worker_init_fn=ignore_foreign_signals,
             pin_memory=accelerator.device.type == "cuda",
         )
 
@@ -269,14 +289,15 @@ class Trainer:
         return self.average
 
     def validate(self):
-        """Report the held-out loss and draw the grid, which only the main process gets; returns them."""
+        """Report the held-out loss and draw the grid, which only the main process gets; returns them. A signal cuts them short."""
         config, accelerator, pipeline, figures = self.config, self.accelerator, self.averaged(), {}
         if self.validation_data:
             num_images = min(config.num_validation_images, len(self.validation_data))
-            figures = validation.held_out_loss(accelerator, pipeline, self.scheduler, self.validation_data, num_images)
+            images = self.scheduler, self.validation_data, num_images
+            figures = validation.held_out_loss(accelerator, pipeline, *images, stop=self.signals.is_caught)
             accelerator.log(figures, step=self.step)
-        grid = validation.draw_samples(accelerator, pipeline)
-        if grid is not None:
+        grid = validation.draw_samples(accelerator, pipeline, stop=self.signals.is_caught)
+        if grid is not None and not self.signals.is_caught():
             path = self.folder / "samples" / f"step-{self.step}.png"
             path.parent.mkdir(exist_ok=True)
             grid.save(path)
@@ -286,28 +307,33 @@ class Trainer:
 
     def save_checkpoint(self) -> None:
         """Write checkpoints/step-N, all of it or nothing, then remove the oldest."""
-        try:
-            self._write_checkpoint(checkpoints.aside(self.folder, self.step))
-        except (OSError, RuntimeError, SafetensorError) as error:  # which of them a full disk is depends on the writer
-            kept = checkpoints.newest(self.folder)
-            raise OSError(
-                f"The checkpoint of step {self.step} could not be written ({error}); {kept} is kept."
-            ) from error
+        with self._writing("checkpoint"):
+            self._write_checkpoint(checkpoints.staging(self.folder, self.step))
 
-    def _write_checkpoint(self, aside: Path) -> None:
+    @contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        """One error for a full disk; which one it is depends on the writer."""
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:
+            kept = checkpoints.newest(self.folder)
+            raise OSError(f"The {what} of step {self.step} could not be written ({error}); {kept} is kept.") from error
+
+    def _write_checkpoint(self, staging: Path) -> None:
         accelerator = self.accelerator
         if accelerator.is_main_process:
-            shutil.rmtree(aside, ignore_errors=True)
-        self._save_model(aside)
+            shutil.rmtree(staging, ignore_errors=True)
+        self._save_model(staging)
         accelerator.wait_for_everyone()
-        accelerator.save_state(str(aside / "state"))
+        accelerator.save_state(str(staging / "state"))
         if isinstance(self.data, StreamedImages):
-            path = aside / "state" / f"stream-{accelerator.process_index}.json"
+            path = staging / "state" / f"stream-{accelerator.process_index}.json"
             path.write_text(json.dumps(self.data.state_dict()))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             limit, seconds = self.config.checkpoints_total_limit, time.perf_counter() - self.began
             facts = {"data": self.data.fingerprint, "parameters": self.parameter_names, "seconds": seconds}
+            facts |= {"seed": self.config.seed, "hardware": describe_hardware(self.accelerator)}
             checkpoints.commit(self.folder, self.step, limit, total_batch_size=self.total_batch_size, **facts)
         accelerator.wait_for_everyone()
 
@@ -329,6 +355,8 @@ class Trainer:
             raise ValueError(
                 f"resume: {checkpoint} is of another version of ddpm_hf, with its parameters in another order."
             )
+        if manifest.get("seed", config.seed) != config.seed:
+            raise ValueError(f"resume: {checkpoint} is of another run, with seed={manifest['seed']}.")
         if manifest["step"] > config.max_train_steps:
             raise ValueError(f"max_train_steps={config.max_train_steps}: {checkpoint} is already beyond it.")
         if isinstance(self.data, StreamedImages):
@@ -351,6 +379,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             checkpoints.remove_old(self.folder, manifest["step"], config.checkpoints_total_limit)
         self._say(f"Resumed from {checkpoint}.")
+        if manifest.get("hardware", hardware := describe_hardware(self.accelerator)) != hardware:
+            self._say(f"It was written on {manifest['hardware']}: on {hardware} the same steps can round differently.")
         return manifest["step"], time.perf_counter() - manifest.get("seconds", 0.0)
 
     def _follow_config(self) -> None:
@@ -362,11 +392,14 @@ class Trainer:
         group |= {"lr": lr, "initial_lr": config.learning_rate}
         group |= {"betas": (0.9, config.adam_beta2), "weight_decay": config.weight_decay}
 
-    def _finish(self) -> None:
-        """Leave the saved model in the run's folder, and push it where that was asked for."""
+    def _finish(self) -> bool:
+        """Leave the saved model in the run's folder, and push it where that was asked for; False where a signal came before."""
         config = self.config
         figures, grid = self.validate()
-        self._save_model(self.folder, figures, samples=grid)
+        if self.signals.on_any_rank(may_wait=True):
+            return False
+        with self._writing("model"):
+            self._save_model(self.folder, figures, samples=grid)
         if self.accelerator.is_main_process:
             held_out = f", held-out loss {figures['validation_loss']:.4f}" if figures else ""
             self._say(f"Saved {self.folder} after {self.step} steps{held_out}. Look at {self.folder / 'samples.png'}.")
@@ -376,6 +409,7 @@ class Trainer:
                     self._say(f"Pushed to {commit.repo_url}.")
                 except hub.HubError as error:  # the run is saved: a failed push must not look like a failed run
                     self._say(f"{error} Push it with scripts/push_to_hub.py {self.folder} --repo_id {self.repo_id}.")
+        return True
 
     @property
     def repo_id(self) -> str:
@@ -396,8 +430,8 @@ def check_folder(config: TrainConfig) -> None:
     path = folder / "run.yaml"
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir={config.output_dir!r} is a file: a run is a folder.")
-    if not (path.exists() or (folder / "model_index.json").exists()):
-        return
+    if not ((folder / "model_index.json").exists() or any(folder.glob("checkpoints/step-*"))):
+        return  # a run that was refused in its first step leaves no more than its run.yaml
     if not (config.resume and path.exists()):
         raise ValueError(
             f"output_dir={config.output_dir!r} already holds a run: --resume goes on with it, another folder is a new one."

@@ -19,11 +19,13 @@ MAX_ROWS = 16  # of the sample grid, one for each class
 
 
 @torch.no_grad()
-def held_out_loss(accelerator, pipeline, scheduler, data, num_images: int) -> dict[str, float]:
-    """Loss on the first `num_images` of an `ImageDataset`, all in all and for each tenth of the timesteps."""
-    found = []
+def held_out_loss(accelerator, pipeline, scheduler, data, num_images: int, stop=lambda: False) -> dict[str, float]:
+    """Loss on the first `num_images` of an `ImageDataset`, all in all and for each tenth of the timesteps; {} once `stop()` is true."""
+    found: list[tuple[int, float]] = []
     with accelerator.split_between_processes(list(range(num_images))) as mine, accelerator.autocast():
         for start in range(0, len(mine), 128):
+            if stop():
+                break
             indices = mine[start : start + 128]
             batch = data[indices]
             x_0 = batch["x_0"].to(accelerator.device)
@@ -31,14 +33,24 @@ def held_out_loss(accelerator, pipeline, scheduler, data, num_images: int) -> di
             condition = pipeline.encode(**{name: batch[name] for name in pipeline.takes}, batch_size=len(indices))
             losses = simple(pipeline.denoise, scheduler, x_0, t, noise, condition)
             found += list(zip(t.tolist(), losses.tolist()))
-    t, losses = map(torch.tensor, zip(*gather_object(found)))
+    found = gather_object(found)
+    if len(found) < num_images:
+        return {}
+    t, losses = map(torch.tensor, zip(*found))
     buckets = t * NUM_BUCKETS // len(scheduler)
     means = {f"validation_loss/t_{i}": losses[buckets == i].mean().item() for i in buckets.unique().tolist()}
     return {"validation_loss": losses.mean().item()} | means
 
 
-def draw_samples(accelerator, pipeline):
-    """A grid of samples as a PIL image, a row for each of the first classes; None but on the main process."""
+def draw_samples(accelerator, pipeline, stop=lambda: False):
+    """A grid of samples as a PIL image, a row for each of the first classes; None but on the main process.
+
+    stop: asked between sampling steps; where it is true the images are left as they are.
+    """
+
+    def on_step_end(pipe, index, t, tensors):
+        pipe._interrupt = stop()
+
     id2label = dict(islice(pipeline.id2label.items(), MAX_ROWS))
     labels = [label for label in id2label for _ in range(IMAGES_PER_CLASS)] or [None] * 64
     images = []
@@ -46,7 +58,8 @@ def draw_samples(accelerator, pipeline):
         for start in range(0, len(mine), 64):
             seeds, mine_labels = zip(*mine[start : start + 64])
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            images += pipeline(len(seeds), generators, class_labels=list(mine_labels) if id2label else None).images
+            words = {"class_labels": list(mine_labels)} if id2label else {}
+            images += pipeline(len(seeds), generators, callback_on_step_end=on_step_end, **words).images
     images = gather_object(images)
     if not accelerator.is_main_process:
         return None

@@ -17,7 +17,7 @@ from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
 from training_runs import differences, fill_disk, kill, run, terminate
 
-from ddpm_hf.training.launch import obey_the_rank_alone
+from ddpm_hf.training.launch import ignore_foreign_signals
 
 ROOT = Path(__file__).parents[2]
 # 2 forward passes of 48 images in each of 6 steps, of 256 images: epochs end within steps 3 and 6. Saved are steps 2, 4 and 6.
@@ -182,7 +182,7 @@ def test_sigterm_to_all_processes_of_a_run_saves_and_leaves(tmp_path):
 
 
 def work(started) -> None:
-    obey_the_rank_alone(0)
+    ignore_foreign_signals(0)
     started.set()
     time.sleep(60)
 

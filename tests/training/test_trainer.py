@@ -123,10 +123,96 @@ def test_a_truncated_checkpoint_is_passed_over(tmp_path, caplog):
     weights = folder / "checkpoints" / "step-6" / "state" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     assert make_trainer(tiny(tmp_path, resume=True)).step == 3
-    assert "step-6 is not whole" in caplog.text
+    assert "step-6 is damaged" in caplog.text
     (folder / "checkpoints" / "step-3" / "state" / "manifest.json").unlink()
-    with pytest.raises(ValueError, match="no checkpoint in .* is whole"):
+    with pytest.raises(ValueError, match="every checkpoint in .* is damaged"):
         make_trainer(tiny(tmp_path, resume=True))
+
+
+@pytest.mark.parametrize("name", ["state/model.safetensors", "state/optimizer.bin", "unet/config.json"])
+def test_a_flipped_byte_is_found(tmp_path, caplog, name):
+    folder = train(tiny(tmp_path, checkpointing_steps=3))
+    path = folder / "checkpoints" / "step-6" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert checkpoints.newest(folder).name == "step-3" and f"step-6 is damaged ({name})" in caplog.text
+
+
+@pytest.mark.parametrize("manifest", ["[]", "3", '{"sha256": 4}', '{"sha256": {"../../run.yaml": 1}}', "{"])
+def test_a_manifest_of_another_shape_is_a_damaged_checkpoint(tmp_path, manifest):
+    folder = train(tiny(tmp_path, checkpointing_steps=3))
+    (folder / "checkpoints" / "step-6" / "state" / "manifest.json").write_text(manifest)
+    (folder / "checkpoints" / "step-²").mkdir()
+    assert checkpoints.newest(folder).name == "step-3"
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    train(tiny(tmp_path, max_train_steps=3))
+    other = train(tiny(tmp_path / "other", seed=7, max_train_steps=3))
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    shutil.copytree(other / "checkpoints", tmp_path / "run" / "checkpoints")
+    with pytest.raises(ValueError, match="step-3 is of another run, with seed=7"):
+        make_trainer(tiny(tmp_path, resume=True))
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    first, second = (make_trainer(tiny(tmp_path)) for _ in range(2))
+    step = first.train_step
+
+    def meanwhile(batches):
+        with pytest.raises(ValueError, match="another run is training there"):
+            second.run()
+        return step(batches)
+
+    first.train_step = meanwhile
+    first.run()
+    assert first.step == 6
+
+
+def test_a_run_that_was_refused_in_its_first_step_can_be_corrected(tmp_path):
+    """A size that the levels cannot halve is refused before anything is written; what an older version wrote is replaced."""
+    odd = PRESETS["tiny"].unet | {"sample_size": 27}
+    PRESETS["odd"] = replace(PRESETS["tiny"], unet=odd)
+    try:
+        with pytest.raises(ValueError, match="height 27"):
+            make_trainer(tiny(tmp_path, preset="odd"))
+    finally:
+        del PRESETS["odd"]
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    tiny(tmp_path, seed=3).save(tmp_path / "run" / "run.yaml")
+    assert make_trainer(tiny(tmp_path)).step == 0
+
+
+@pytest.mark.parametrize("given", [None, 2])
+def test_accumulation_is_the_runs_own_or_the_launchers(tmp_path, monkeypatch, given):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    trainer = make_trainer(tiny(tmp_path, gradient_accumulation_steps=given))
+    steps = given or 4
+    assert trainer.total_batch_size == 8 * steps and trainer.accelerator.gradient_accumulation_steps == steps
+    trainer.run()
+    assert trainer.lr_scheduler.last_epoch == 6
+
+
+def test_a_signal_in_the_last_phase_is_heeded(tmp_path, capsys):
+    """Between sampling steps; the checkpoint stands, and --resume finishes. A second signal ends the run at once."""
+    trainer = make_trainer(tiny(tmp_path))
+    steps, step = [], trainer.average.scheduler.step
+
+    def counted(*arguments, **options):
+        steps.append(1)
+        if len(steps) == 3:
+            trainer.signals.catch(signal.SIGTERM)
+        return step(*arguments, **options)
+
+    trainer.average.scheduler.step = counted
+    trainer.run()
+    assert len(steps) == 3 and "Stopped by SIGTERM at step 6" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "model_index.json").exists()
+    with pytest.raises(KeyboardInterrupt):
+        trainer.signals.catch(signal.SIGTERM)
+    assert (train(tiny(tmp_path, resume=True)) / "model_index.json").exists()
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(tmp_path):

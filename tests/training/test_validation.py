@@ -25,7 +25,7 @@ class TellingPipeline:
     def __init__(self, num_classes: int):
         self.id2label = {label: f"class {label}" for label in range(num_classes)}
 
-    def __call__(self, batch_size, generators, class_labels=None):
+    def __call__(self, batch_size, generators, callback_on_step_end=None, class_labels=None):
         seeds = [generator.initial_seed() for generator in generators]
         tells = [10 * label + seed % 8 for label, seed in zip(class_labels, seeds)] if class_labels else seeds
         return SimpleNamespace(images=images(*tells))
