@@ -53,11 +53,7 @@ def newest(folder: Path) -> Path | None:
     checkpoints = _all(folder)
     for checkpoint in reversed(checkpoints):
         try:
-            damaged = [
-                name
-                for name, sha256 in read_manifest(checkpoint)["sha256"].items()
-                if _sha256(checkpoint / name) != sha256
-            ]
+            damaged = _damaged_files(checkpoint)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # a manifest of another shape
             damaged = [repr(error)]
         if not damaged:
@@ -68,6 +64,14 @@ def newest(folder: Path) -> Path | None:
             f"resume: every checkpoint in {folder / 'checkpoints'} is damaged; remove them to start anew."
         )
     return None
+
+
+def _damaged_files(checkpoint: Path) -> list[str]:
+    manifest = read_manifest(checkpoint)
+    if "sha256" not in manifest:  # of a version that kept the sizes alone
+        sizes = manifest["sizes"].items()
+        return [name for name, size in sizes if (checkpoint / name).stat().st_size != size]
+    return [name for name, sha256 in manifest["sha256"].items() if _sha256(checkpoint / name) != sha256]
 
 
 def read_manifest(checkpoint: Path) -> dict:

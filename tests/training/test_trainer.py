@@ -726,3 +726,15 @@ def test_a_failed_push_keeps_the_run(tmp_path, remote, no_waiting, capsys):
     remote.faults.clear()
     hub.push(folder, "alice/run")
     assert len(remote.repo("alice/run").history("main")) == 2
+
+
+def test_checkpoints_of_an_earlier_version_are_checked_by_size(tmp_path):
+    folder = train(tiny(tmp_path, checkpointing_steps=3))
+    for step in (3, 6):
+        checkpoint = folder / "checkpoints" / f"step-{step}"
+        manifest = checkpoints.read_manifest(checkpoint)
+        sizes = {name: (checkpoint / name).stat().st_size for name in manifest.pop("sha256")}
+        (checkpoint / "state" / "manifest.json").write_text(json.dumps(manifest | {"sizes": sizes}))
+    assert checkpoints.newest(folder).name == "step-6"
+    (folder / "checkpoints" / "step-6" / "unet" / "config.json").write_text("{}")
+    assert checkpoints.newest(folder).name == "step-3"
