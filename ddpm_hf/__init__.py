@@ -1,5 +1,8 @@
 """DDPM (Ho et al. 2020) from scratch, as first-class Hugging Face parts."""
 
+import sys
+
+from . import modeling_ddpm_unet, pipeline_ddpm_image, scheduling_ddpm_noise
 from .modeling_ddpm_unet import DDPMUNet2DModel
 from .pipeline_ddpm_image import DDPMImagePipeline
 from .scheduling_ddpm_noise import DDPMNoiseScheduler
@@ -14,3 +17,11 @@ DDPMImagePipeline.component_classes = {
     "DDPMNoiseScheduler": DDPMNoiseScheduler,
     "DDPMScheduler": DDPMNoiseScheduler,
 }
+
+# A saved model names its parts by their files, which diffusers' AutoModel looks for among the imported modules.
+sys.modules.update(
+    {
+        part.__name__.removeprefix("ddpm_hf."): part
+        for part in (modeling_ddpm_unet, pipeline_ddpm_image, scheduling_ddpm_noise)
+    }
+)

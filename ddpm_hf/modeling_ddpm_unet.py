@@ -1,30 +1,43 @@
 """The U-Net of DDPM (Ho et al. 2020, arXiv:2006.11239, Appendix B): x_t (B, C, H, W) and t -> the model's output (B, C', H, W).
 
     t -> sinusoids -> MLP (+ class embedding) = temb, added inside every residual block
-    conv_in -> down blocks, each keeping its activations as skips -> middle block -> up blocks, each consuming its skips -> conv_out
+    conv_in -> down blocks, which keep their activations as skips -> middle block -> up blocks, which use the skips -> conv_out
 
     residual block   h = conv1(act(norm1(x)));  h = h + proj(act(temb));  out = shortcut(x) + conv2(dropout(act(norm2(h))))
     attention block  out = x + proj(softmax(q k^T / sqrt(d)) v),  q, k, v = linear(norm(x)) over the H*W positions
 
-Parameter names, shapes, order and config are those of `diffusers.UNet2DModel`, so weights load in both directions, strictly; the layers
-and the order in which they are made (and so their values for a seed) are written out here. The file stands alone (torch, diffusers): it is copied
-into every saved model. What depends on t alone is computed once per call, and for one row only when the whole batch shares t.
+The config and the names, shapes and order of the parameters are those of `diffusers.UNet2DModel`: weights load in both directions, strictly.
+The layers are this file's own. They are made in stock's order, so that a seed gives the same initial values. The file imports no sibling,
+because it is copied into every saved model.
 """
 
+import inspect
 import json
 import math
+import reprlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from types import UnionType
+from typing import Literal, get_args, get_origin
 
 import torch
 import torch.nn.functional as F
 from diffusers import ModelMixin, UNet2DModel
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.activations import get_activation
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
-ACTIVATIONS = {"silu": nn.SiLU, "swish": nn.SiLU, "mish": nn.Mish, "gelu": nn.GELU, "relu": nn.ReLU}
+# Names of blocks in a config.
+Down = Literal["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"]
+Up = Literal["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"]
+
+# Limits of a config, which may be a stranger's.
+MAX_NUMBER = 2**20
+MAX_PIXELS = 2**26  # 8192 x 8192
+MAX_PARAMETERS = 2**31  # 8 GiB in float32, about four times the U-Net of ADM for ImageNet 256 (arXiv:2105.05233)
 
 
 # ---------------------------------------------------------------------- time
@@ -58,11 +71,11 @@ class TimestepEmbedding(nn.Module):
         return self.linear_2(self.act(self.linear_1(features)))
 
 
-# ---------------------------------------------------------------------- layers
+# ---------------------------------------------------------------------- layers: made by (in_channels, out_channels), called with (x, temb)
 
 
 class GroupNorm(nn.GroupNorm):
-    """nn.GroupNorm without a cliff: on a CPU its kernel for channels_last takes 20 times as long where groups have few channels."""
+    """nn.GroupNorm, but fast on a CPU where groups have few channels: there its kernel for channels_last takes 20 times as long."""
 
     @property
     def has_few_channels(self) -> bool:
@@ -72,97 +85,102 @@ class GroupNorm(nn.GroupNorm):
         return super().forward(x.contiguous() if x.device.type == "cpu" and self.has_few_channels else x)
 
 
-class Downsample2D(nn.Module):
-    """Halve H and W with a strided 3x3 convolution; padding 0 pads one row and column at the far end, as the paper's code does."""
+halve = partial(F.avg_pool2d, kernel_size=2)  # the mean of each 2x2 square
+double = partial(F.interpolate, scale_factor=2.0, mode="nearest")  # each pixel becomes a 2x2 square
 
-    def __init__(self, channels: int, padding: int = 1):
+
+class Downsample2D(nn.Module):
+    """Halve H and W with a strided 3x3 convolution. padding=0 pads one row and one column at the far end, as the paper's code does."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, padding: int):
         super().__init__()
         self.padding = padding
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=padding)
 
     def forward(self, x: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
         return self.conv(F.pad(x, (0, 1, 0, 1)) if self.padding == 0 else x)
 
 
 class Upsample2D(nn.Module):
-    """Double H and W: nearest neighbour, then a 3x3 convolution."""
+    """Double H and W, then a 3x3 convolution."""
 
-    def __init__(self, channels: int):
+    def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv(double(x))
 
 
 class ResnetBlock2D(nn.Module):
-    """Residual block: x (B, in, H, W), act(temb) (B or 1, D) -> (B, out, H, W); resample: None, "down" (H/2) or "up" (2H)."""
+    """Residual block: x (B, in, H, W) and act(temb) (B or 1, D) -> (B, out, H, W). resample: None, `halve` or `double` H and W."""
 
-    def __init__(self, in_channels: int, out_channels: int, options: dict, scale=1.0, resample: str | None = None):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        norm: Callable,
+        temb_channels: int,
+        act_fn: str,
+        dropout: float,
+        scale_shift: bool,
+        resample: Callable | None = None,
+    ):
         super().__init__()
-        groups, eps, temb_channels = options["norm_num_groups"], options["norm_eps"], options["temb_channels"]
-        self.scale_shift = options["resnet_time_scale_shift"] == "scale_shift"
-        self.output_scale_factor, self.resample = scale, resample
-        self.norm1 = GroupNorm(groups, in_channels, eps)
+        self.scale_shift, self.resample = scale_shift, resample or nn.Identity()
+        self.norm1 = norm(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.time_emb_proj = nn.Linear(temb_channels, out_channels * (2 if self.scale_shift else 1))
-        self.norm2 = GroupNorm(groups, out_channels, eps)
-        self.dropout = nn.Dropout(options["dropout"])
+        self.time_emb_proj = nn.Linear(temb_channels, 2 * out_channels if scale_shift else out_channels)
+        self.norm2 = norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.nonlinearity = ACTIVATIONS[options["act_fn"]]()
-        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
-
-    def _resample(self, x: torch.Tensor) -> torch.Tensor:
-        if self.resample is None:
-            return x
-        return F.avg_pool2d(x, 2) if self.resample == "down" else F.interpolate(x, scale_factor=2.0, mode="nearest")
+        self.nonlinearity = get_activation(act_fn)
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
         temb = self.time_emb_proj(temb)[:, :, None, None]
-        h = self.conv1(self._resample(self.nonlinearity(self.norm1(x))))
-        if self.scale_shift:  # Improved DDPM (arXiv:2102.09672), Section 3: adaptive group normalisation
+        h = self.conv1(self.resample(self.nonlinearity(self.norm1(x))))
+        if self.scale_shift:  # adaptive group normalisation (Improved DDPM, arXiv:2102.09672, Section 3)
             scale, shift = temb.chunk(2, dim=1)
             h = self.norm2(h) * (1 + scale) + shift
         else:
             h = self.norm2(h + temb)
         h = self.conv2(self.dropout(self.nonlinearity(h)))
-        x = self._resample(x)
-        x = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        return (x + h) / self.output_scale_factor if self.output_scale_factor != 1 else x + h
+        return self.conv_shortcut(self.resample(x)) + h
 
 
 class Attention(nn.Module):
     """Multi-head self-attention over the positions of an image, with a residual connection: (B, C, H, W) -> the same."""
 
-    # ModelMixin then renames query/key/value/proj_attn of the published google/ddpm-* weights.
-    _from_deprecated_attn_block = True
+    _from_deprecated_attn_block = (
+        True  # ModelMixin then loads the old names of google/ddpm-*: query, key, value, proj_attn
+    )
 
-    def __init__(self, channels: int, head_dim: int | None, num_groups: int | None, eps: float, scale: float = 1.0):
+    def __init__(self, channels: int, *, norm: Callable, head_dim: int | None):
         super().__init__()
         head_dim = channels if head_dim is None else head_dim
-        if not 0 < head_dim <= channels:
-            raise ValueError(f"attention_head_dim={head_dim} must be from 1 to the {channels} channels of its block.")
-        self.heads, self.rescale_output_factor = channels // head_dim, scale
+        if head_dim > channels:
+            raise ValueError(f"attention_head_dim={head_dim}: expected 1 to the {channels} channels of its block.")
+        self.heads = channels // head_dim
         inner_dim = self.heads * head_dim
-        self.group_norm = None if num_groups is None else GroupNorm(num_groups, channels, eps)
+        self.group_norm = norm(channels)
         self.to_q = nn.Linear(channels, inner_dim)
         self.to_k = nn.Linear(channels, inner_dim)
         self.to_v = nn.Linear(channels, inner_dim)
         self.to_out = nn.ModuleList([nn.Linear(inner_dim, channels)])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = x if self.group_norm is None else self.group_norm(x)
-        h = h.permute(0, 2, 3, 1).flatten(1, 2)  # (B, H*W, C), a view of channels_last memory
+        h = self.group_norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # (B, H*W, C), a view of channels_last memory
         q, k, v = (to(h).unflatten(2, (self.heads, -1)).transpose(1, 2) for to in (self.to_q, self.to_k, self.to_v))
         h = self.attend(q, k, v).transpose(1, 2).flatten(2)
-        h = self.to_out[0](h).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
-        return (x + h) / self.rescale_output_factor if self.rescale_output_factor != 1 else x + h
+        return x + self.to_out[0](h).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
     @staticmethod
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """softmax(q k^T / sqrt(d)) v, each (B, heads, H*W, d)."""
         if q.dtype == torch.bfloat16 and q.device.type == "cpu":
-            # Twice as fast as torch's fused kernel, for the scores of a few images fit the cache; the backward up to 8 times.
+            # Twice as fast as torch's fused kernel, the backward up to 8 times: the scores of 8 images fit into the cache.
             parts = zip((q * q.shape[-1] ** -0.5).split(8), k.split(8), v.split(8))
             return torch.cat([(q @ k.transpose(2, 3)).softmax(dim=3) @ v for q, k, v in parts])
         return F.scaled_dot_product_attention(q, k, v)
@@ -172,154 +190,145 @@ class Attention(nn.Module):
 
 
 class UNetBlock(nn.Module):
-    """Residual blocks, each followed by attention where `attentions` has one; what the three kinds of block share."""
+    """Residual blocks, each followed by attention unless that is None: what down, middle and up blocks share.
 
-    _gradient_checkpointing_func: Callable  # set, with the flag, by ModelMixin.enable_gradient_checkpointing
+    in_channels lists the inputs of the residual blocks; resnet(in_channels, out_channels) and attention(channels) make the layers.
+    """
 
-    def __init__(self):
+    gradient_checkpointing = False  # ModelMixin.enable_gradient_checkpointing sets it, and the function below
+    _gradient_checkpointing_func: Callable
+
+    def __init__(self, in_channels: Sequence[int], out_channels: int, resnet: Callable, attention: Callable | None):
         super().__init__()
-        self.gradient_checkpointing = False
-        self.attentions, self.resnets = nn.ModuleList(), nn.ModuleList()
+        self.attentions, self.resnets = nn.ModuleList(), nn.ModuleList()  # in stock's order
+        for channels in in_channels:
+            self.resnets.append(resnet(channels, out_channels))
+            if attention is not None:
+                self.attentions.append(attention(out_channels))
 
-    def add_layer(self, in_channels: int, out_channels: int, options: dict, attention: bool) -> None:
-        self.resnets.append(ResnetBlock2D(in_channels, out_channels, options))
-        if attention:
-            head_dim, num_groups = options["attention_head_dim"], options["norm_num_groups"]
-            self.attentions.append(Attention(out_channels, head_dim, num_groups, options["norm_eps"]))
-
-    def layer(self, index: int, x: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
-        x = self.run(self.resnets[index], x, temb)
-        return self.attentions[index](x) if self.attentions else x
-
-    def run(self, module: nn.Module, x: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+    def residual(self, i: int, x: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(module, x, temb)
-        return module(x, temb)
+            return self._gradient_checkpointing_func(self.resnets[i], x, temb)
+        return self.resnets[i](x, temb)
+
+    def layer(self, i: int, x: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+        x = self.residual(i, x, temb)
+        return self.attentions[i](x) if self.attentions else x
 
 
 class DownBlock2D(UNetBlock):
-    """(B, in, H, W) -> (B, out, H/2, W/2) and the activations that the up path will consume."""
+    """x (B, in, H, W) -> (B, out, H/2, W/2), or (B, out, H, W) if downsample is None; and the output of each layer, the skips."""
 
-    attention = False
+    def __init__(self, in_channels, out_channels: int, resnet, attention, downsample: Callable | None):
+        super().__init__(in_channels, out_channels, resnet, attention)
+        self.downsamplers = nn.ModuleList([downsample(out_channels, out_channels)] if downsample else [])
 
-    def __init__(self, in_channels: int, out_channels: int, num_layers: int, options: dict, downsample: bool):
-        super().__init__()
-        for i in range(num_layers):
-            self.add_layer(out_channels if i else in_channels, out_channels, options, self.attention)
-        self.downsamplers = nn.ModuleList([self.make_downsampler(out_channels, options)] if downsample else [])
-
-    def make_downsampler(self, channels: int, options: dict) -> nn.Module:
-        return Downsample2D(channels, options["downsample_padding"])
-
-    def forward(self, x: torch.Tensor, temb: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def forward(self, x: torch.Tensor, temb: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         skips = []
         for i in range(len(self.resnets)):
             x = self.layer(i, x, temb)
             skips.append(x)
-        for downsampler in self.downsamplers:
-            x = downsampler(x, temb)
+        for downsample in self.downsamplers:
+            x = downsample(x, temb)
             skips.append(x)
-        return x, skips
-
-
-class ResnetDownsampleBlock2D(DownBlock2D):
-    """A down block that shrinks inside a residual block (Improved DDPM's resblock_updown)."""
-
-    def make_downsampler(self, channels: int, options: dict) -> nn.Module:
-        return ResnetBlock2D(channels, channels, options, resample="down")
-
-
-class AttnDownBlock2D(DownBlock2D):
-    """A down block with attention; `downsample_type` says how it shrinks."""
-
-    attention = True
-
-    def make_downsampler(self, channels: int, options: dict) -> nn.Module:
-        kind = ResnetDownsampleBlock2D if options["downsample_type"] == "resnet" else DownBlock2D
-        return kind.make_downsampler(self, channels, options)
-
-
-class UNetMidBlock2D(UNetBlock):
-    """Residual, attention, residual at the lowest resolution."""
-
-    def __init__(self, channels: int, options: dict):
-        super().__init__()
-        scale, num_groups = options["mid_block_scale_factor"], options["attn_norm_num_groups"]
-        if num_groups is None and options["resnet_time_scale_shift"] == "default":
-            num_groups = options["norm_num_groups"]
-        self.resnets.append(ResnetBlock2D(channels, channels, options, scale))
-        if options["add_attention"]:
-            head_dim = options["attention_head_dim"]
-            self.attentions.append(Attention(channels, head_dim, num_groups, options["norm_eps"], scale))
-        self.resnets.append(ResnetBlock2D(channels, channels, options, scale))
-
-    def forward(self, x: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
-        return self.run(self.resnets[1], self.layer(0, x, temb), temb)
+        return x, tuple(skips)
 
 
 class UpBlock2D(UNetBlock):
-    """(B, previous, H, W) and the skips -> (B, out, 2H, 2W). skip_channels: theirs, in the order of use."""
+    """x (B, in, H, W) and a skip for each layer, the last first -> (B, out, 2H, 2W), or (B, out, H, W) if upsample is None."""
 
-    attention = False
+    def __init__(self, in_channels, out_channels: int, resnet, attention, upsample: Callable | None):
+        super().__init__(in_channels, out_channels, resnet, attention)
+        self.upsamplers = nn.ModuleList([upsample(out_channels, out_channels)] if upsample else [])
 
-    def __init__(self, previous: int, skip_channels: list[int], out_channels: int, options: dict, upsample: bool):
-        super().__init__()
-        for i, skip in enumerate(skip_channels):
-            self.add_layer((out_channels if i else previous) + skip, out_channels, options, self.attention)
-        self.upsamplers = nn.ModuleList([self.make_upsampler(out_channels, options)] if upsample else [])
-
-    def make_upsampler(self, channels: int, options: dict) -> nn.Module:
-        return Upsample2D(channels)
-
-    def forward(self, x: torch.Tensor, skips: list[torch.Tensor], temb: torch.Tensor) -> torch.Tensor:
-        for i in range(len(self.resnets)):
-            x = self.layer(i, torch.cat([x, skips.pop()], dim=1), temb)
-        for upsampler in self.upsamplers:
-            x = upsampler(x, temb)
+    def forward(self, x: torch.Tensor, skips: tuple[torch.Tensor, ...], temb: torch.Tensor) -> torch.Tensor:
+        for i, skip in enumerate(reversed(skips)):
+            x = self.layer(i, torch.cat([x, skip], dim=1), temb)
+        for upsample in self.upsamplers:
+            x = upsample(x, temb)
         return x
 
 
-class ResnetUpsampleBlock2D(UpBlock2D):
-    """An up block that grows inside a residual block."""
+class UNetMidBlock2D(UNetBlock):
+    """Residual block, attention, residual block, the output of each divided by `scale`: (B, C, H, W) -> the same."""
 
-    def make_upsampler(self, channels: int, options: dict) -> nn.Module:
-        return ResnetBlock2D(channels, channels, options, resample="up")
+    def __init__(self, channels: int, resnet, attention, scale: float):
+        super().__init__([channels], channels, resnet, attention)
+        self.resnets.append(resnet(channels, channels))
+        self.scale = scale
+
+    def forward(self, x: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+        x = self.residual(0, x, temb) / self.scale
+        for attention in self.attentions:
+            x = attention(x) / self.scale
+        return self.residual(1, x, temb) / self.scale
+
+
+# The other types of block are these two with other parts. They have classes, as in stock, because wrappers choose blocks by class name.
+class AttnDownBlock2D(DownBlock2D):
+    pass
+
+
+class ResnetDownsampleBlock2D(DownBlock2D):
+    pass
 
 
 class AttnUpBlock2D(UpBlock2D):
-    """An up block with attention; `upsample_type` says how it grows."""
-
-    attention = True
-
-    def make_upsampler(self, channels: int, options: dict) -> nn.Module:
-        kind = ResnetUpsampleBlock2D if options["upsample_type"] == "resnet" else UpBlock2D
-        return kind.make_upsampler(self, channels, options)
+    pass
 
 
-DOWN_BLOCKS = {block.__name__: block for block in (DownBlock2D, AttnDownBlock2D, ResnetDownsampleBlock2D)}
-UP_BLOCKS = {block.__name__: block for block in (UpBlock2D, AttnUpBlock2D, ResnetUpsampleBlock2D)}
+class ResnetUpsampleBlock2D(UpBlock2D):
+    pass
 
 
 # ---------------------------------------------------------------------- the model
 
 
 class DDPMUNet2DModel(UNet2DModel):
-    """The U-Net, with the config, weights and call of `diffusers.UNet2DModel`; `isinstance` of it, with layers of its own.
+    """The U-Net, with the config, weights and call of `diffusers.UNet2DModel`: a subclass of it, with layers of its own.
+
+    A config that cannot be built is a ValueError that names the option and its value, before memory is allocated. Integers are from 1 to
+    2**20, an image has at most 2**26 pixels, a model at most 2**31 parameters.
 
     Args:
-        sample_size: height and width of the images, H or (H, W); each a multiple of 2 ** (number of levels - 1).
-        in_channels, out_channels: C and C'; C' = 2 C for a learned variance.
-        center_input_sample: map an input in [0, 1] to [-1, 1] first.
-        time_embedding_type: positional (sinusoids) or learned (a table of num_train_timesteps rows).
-        time_embedding_dim: width of temb; 4 * block_out_channels[0] if None. freq_shift, flip_sin_to_cos: details of the sinusoids.
-        down_block_types, up_block_types: a block for each level, DownBlock2D, AttnDownBlock2D or ResnetDownsampleBlock2D and their Up twins.
-        mid_block_type: UNetMidBlock2D or None. add_attention: whether the middle block has attention.
-        block_out_channels: channels of each level. layers_per_block: residual blocks of each level.
-        attention_head_dim: channels of a head, at most a block's; None is one head.
-        resnet_time_scale_shift: default (add temb) or scale_shift (adaptive group normalisation).
-        num_class_embeds: number of class labels, the null label of classifier-free guidance included (by convention the last).
-        class_embed_type: None (a table), timestep (labels are embedded like t) or identity (labels are (B, time_embedding_dim) vectors).
+        sample_size: height and width of the images in pixels, H or (H, W). Each must be a multiple of 2 ** (number of levels - 1).
+            The pipeline draws images of this size; the U-Net itself takes others as well.
+        in_channels: C, the channels of x_t.
+        out_channels: C', the channels of the output. 2 * in_channels for a learned variance.
+        center_input_sample: whether to map x_t from [0, 1] to [-1, 1] first.
+        time_embedding_type: "positional" (sinusoids of t) or "learned" (a table of num_train_timesteps rows).
+        time_embedding_dim: D, the width of temb. None is 4 * block_out_channels[0].
+        freq_shift: 0 or 1. The frequencies are 10000 ** (-i / (n - freq_shift)), i = 0..n-1, with n = block_out_channels[0] // 2.
+        flip_sin_to_cos: the sinusoids are [cos, sin] if True, [sin, cos] if False.
+        down_block_types: a block for each level, from the highest resolution to the lowest: "DownBlock2D", "AttnDownBlock2D" with
+            attention, or "ResnetDownsampleBlock2D", which halves H and W inside a residual block (Improved DDPM).
+        mid_block_type: "UNetMidBlock2D", or None for no middle block.
+        up_block_types: a block for each level, from the lowest resolution to the highest: "UpBlock2D", "AttnUpBlock2D" with
+            attention, or "ResnetUpsampleBlock2D", which doubles H and W inside a residual block.
+        block_out_channels: channels of each level, from the highest resolution to the lowest.
+        layers_per_block: residual blocks of each down block; an up block has one more.
+        mid_block_scale_factor: divides the output of each layer of the middle block.
+        downsample_padding: padding of the convolution that halves H and W. 0 pads at the far end only, as the paper's code does.
+        downsample_type: how AttnDownBlock2D halves H and W, with a convolution ("conv") or a residual block ("resnet").
+        upsample_type: how AttnUpBlock2D doubles H and W, with a convolution ("conv") or a residual block ("resnet").
+        dropout: probability of dropout inside residual blocks, 0 to 1.
+        act_fn: activation of the residual blocks: "silu" (also named "swish"), "mish", "gelu" or "relu".
+        attention_head_dim: channels of an attention head, at most those of its block. None is one head.
+        norm_num_groups: groups of every group normalisation. It must divide each of block_out_channels.
+        attn_norm_num_groups: groups of the normalisation in the middle block's attention. None is norm_num_groups, or no
+            normalisation where resnet_time_scale_shift is "scale_shift".
+        norm_eps: epsilon of the group normalisations.
+        resnet_time_scale_shift: how temb enters a residual block. "default" adds it; "scale_shift" is adaptive group normalisation.
+        add_attention: whether the middle block has attention.
+        class_embed_type: how class_labels enter temb. None looks up int64 (B,) in a table, "timestep" embeds (B,) like t, "identity"
+            adds float vectors (B, D), such as embeddings of text.
+        num_class_embeds: rows of the table of class labels, including the null label of classifier-free guidance, by convention the
+            last. None is no table, and without a class_embed_type no classes.
+        num_train_timesteps: rows of the table of a learned time embedding.
     """
+
+    # For device_map="auto": all layers of a block take its skips, and so stay on one device.
+    _no_split_modules = [*get_args(Down), "UNetMidBlock2D", *get_args(Up)]
 
     @register_to_config
     def __init__(
@@ -328,38 +337,35 @@ class DDPMUNet2DModel(UNet2DModel):
         in_channels: int = 3,
         out_channels: int = 3,
         center_input_sample: bool = False,
-        time_embedding_type: str = "positional",
+        time_embedding_type: Literal["positional", "learned"] = "positional",
         time_embedding_dim: int | None = None,
-        freq_shift: int = 0,
+        freq_shift: Literal[0, 1] = 0,
         flip_sin_to_cos: bool = True,
-        down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
-        mid_block_type: str | None = "UNetMidBlock2D",
-        up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        down_block_types: tuple[Down, ...] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        mid_block_type: Literal["UNetMidBlock2D", None] = "UNetMidBlock2D",
+        up_block_types: tuple[Up, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
         block_out_channels: tuple[int, ...] = (224, 448, 672, 896),
         layers_per_block: int = 2,
         mid_block_scale_factor: float = 1,
-        downsample_padding: int = 1,
-        downsample_type: str = "conv",
-        upsample_type: str = "conv",
+        downsample_padding: Literal[0, 1] = 1,
+        downsample_type: Literal["conv", "resnet"] = "conv",
+        upsample_type: Literal["conv", "resnet"] = "conv",
         dropout: float = 0.0,
-        act_fn: str = "silu",
+        act_fn: Literal["silu", "swish", "mish", "gelu", "relu"] = "silu",
         attention_head_dim: int | None = 8,
         norm_num_groups: int = 32,
         attn_norm_num_groups: int | None = None,
         norm_eps: float = 1e-5,
-        resnet_time_scale_shift: str = "default",
+        resnet_time_scale_shift: Literal["default", "scale_shift"] = "default",
         add_attention: bool = True,
-        class_embed_type: str | None = None,
+        class_embed_type: Literal["timestep", "identity", None] = None,
         num_class_embeds: int | None = None,
         num_train_timesteps: int | None = None,
     ):
         ModelMixin.__init__(self)  # not UNet2DModel's, which would build the stock layers
-        options = dict(self.config)
-        _check(options)
+        _check(self.config)
         self.sample_size = sample_size
-        options["temb_channels"] = temb_channels = time_embedding_dim or block_out_channels[0] * 4
-        levels = list(block_out_channels)
-        width = levels[0]
+        width, temb_channels = block_out_channels[0], time_embedding_dim or 4 * block_out_channels[0]
 
         self.conv_in = nn.Conv2d(in_channels, width, 3, padding=1)
         self.time_proj: nn.Module = Timesteps(width, flip_sin_to_cos, freq_shift)
@@ -373,54 +379,53 @@ class DDPMUNet2DModel(UNet2DModel):
             self.class_embedding = nn.Identity()
         elif num_class_embeds is not None:
             self.class_embedding = nn.Embedding(num_class_embeds, temb_channels)
+        self.temb_act = get_activation(act_fn)
 
-        self.down_blocks, self.mid_block, self.up_blocks = nn.ModuleList(), None, nn.ModuleList()
-        channels, skips = width, [width]
-        for i, (kind, out) in enumerate(zip(down_block_types, levels)):
-            downsample = i < len(levels) - 1
-            self.down_blocks.append(DOWN_BLOCKS[kind](channels, out, layers_per_block, options, downsample))
-            skips += [out] * (layers_per_block + downsample)
-            channels = out
-        if mid_block_type is not None:
-            self.mid_block = UNetMidBlock2D(channels, options)
-        for i, (kind, out) in enumerate(zip(up_block_types, reversed(levels))):
-            used = [skips.pop() for _ in range(layers_per_block + 1)]
-            self.up_blocks.append(UP_BLOCKS[kind](channels, used, out, options, upsample=i < len(levels) - 1))
-            channels = out
-        assert not skips, "every skip connection is used"
+        norm = partial(GroupNorm, norm_num_groups, eps=norm_eps)
+        attention = partial(Attention, norm=norm, head_dim=attention_head_dim)
+        resnet = partial(
+            ResnetBlock2D,
+            norm=norm,
+            temb_channels=temb_channels,
+            act_fn=act_fn,
+            dropout=dropout,
+            scale_shift=resnet_time_scale_shift == "scale_shift",
+        )
+        self._make_blocks(resnet, attention)
 
-        self.conv_norm_out = GroupNorm(norm_num_groups, width, norm_eps)
+        self.conv_norm_out = norm(width)
         self.conv_act = nn.SiLU()
         self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
-        self._temb_act = ACTIVATIONS[act_fn]()
 
-    def embed(
-        self, timestep: torch.Tensor | float | int, class_labels: torch.Tensor | None, sample: torch.Tensor
-    ) -> torch.Tensor:
-        """act(temb), (B, D), or (1, D) when one t serves the whole batch and there are no labels."""
-        timestep = torch.as_tensor(timestep, device=sample.device)
-        features = self.time_proj(timestep.reshape(-1))
-        temb = self.time_embedding(features.to(self.dtype))
-        if (self.class_embedding is None) != (class_labels is None):
-            needs = "needs class_labels" if class_labels is None else "is without class labels (num_class_embeds)"
-            raise ValueError(f"class_labels={class_labels}: this model {needs}.")
-        if class_labels is not None:
-            if self.config.class_embed_type == "timestep":
-                class_labels = self.time_proj(class_labels).to(self.dtype)
-            temb = temb + self.class_embedding(class_labels).to(self.dtype)
-        return self._temb_act(temb)
-
-    def read(self, sample: torch.Tensor) -> torch.Tensor:
-        """conv_in in float32 also under autocast: bfloat16 would round away the noise of the first timesteps."""
-        device = sample.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            with torch.autocast(device, enabled=False):
-                h = self.conv_in(sample.to(self.dtype)).to(torch.get_autocast_dtype(device))
-        else:
-            h = self.conv_in(sample)
-        if device == "cpu" and not self.conv_norm_out.has_few_channels:
-            h = h.contiguous(memory_format=torch.channels_last)  # oneDNN's and attention's layout: 5 to 10% faster
-        return h
+    def _make_blocks(self, resnet: Callable, attention: Callable) -> None:
+        c, widths = self.config, self.config.block_out_channels
+        down = {"conv": partial(Downsample2D, padding=c.downsample_padding), "resnet": partial(resnet, resample=halve)}
+        up = {"conv": Upsample2D, "resnet": partial(resnet, resample=double)}
+        block_types: dict[str, tuple] = {  # what they differ in: attention, and the layer that resamples
+            "DownBlock2D": (DownBlock2D, None, down["conv"]),
+            "AttnDownBlock2D": (AttnDownBlock2D, attention, down[c.downsample_type]),
+            "ResnetDownsampleBlock2D": (ResnetDownsampleBlock2D, None, down["resnet"]),
+            "UpBlock2D": (UpBlock2D, None, up["conv"]),
+            "AttnUpBlock2D": (AttnUpBlock2D, attention, up[c.upsample_type]),
+            "ResnetUpsampleBlock2D": (ResnetUpsampleBlock2D, None, up["resnet"]),
+        }
+        before, after = [widths[0], *widths[:-1]], [*widths[1:], widths[-1]]  # channels of the levels above and below
+        last, repeats = len(widths) - 1, c.layers_per_block - 1
+        self.down_blocks, self.mid_block, self.up_blocks = nn.ModuleList(), None, nn.ModuleList()  # in stock's order
+        for i, kind in enumerate(c.down_block_types):
+            block, attn, downsample = block_types[kind]
+            inputs = [before[i]] + [widths[i]] * repeats
+            self.down_blocks.append(block(inputs, widths[i], resnet, attn, downsample if i < last else None))
+        if c.mid_block_type is not None:
+            scale_shift = c.resnet_time_scale_shift == "scale_shift"
+            groups = c.attn_norm_num_groups or (None if scale_shift else c.norm_num_groups)
+            norm = partial(GroupNorm, groups, eps=c.norm_eps) if groups else nn.Identity
+            attn = partial(attention, norm=norm) if c.add_attention else None
+            self.mid_block = UNetMidBlock2D(widths[-1], resnet, attn, c.mid_block_scale_factor)
+        for i, kind in zip(range(last, -1, -1), c.up_block_types):
+            block, attn, upsample = block_types[kind]
+            inputs = [after[i] + widths[i]] + [2 * widths[i]] * repeats + [widths[i] + before[i]]  # each with its skip
+            self.up_blocks.append(block(inputs, widths[i], resnet, attn, upsample if i > 0 else None))
 
     def forward(
         self,
@@ -431,12 +436,55 @@ class DDPMUNet2DModel(UNet2DModel):
     ) -> UNet2DOutput | tuple[torch.Tensor]:
         """Args:
             sample: x_t, (B, C, H, W) in the model's dtype.
-            timestep: t for all images (a number, () or (1,)) or for each (B,).
-            class_labels: int64 (B,), if the model has classes.
+            timestep: t, for all images (a number, () or (1,)) or for each (B,).
+            class_labels: for a model with classes, int64 (B,), or floats (B, D) where class_embed_type is "identity".
+            return_dict: whether to return a `UNet2DOutput` instead of a tuple.
 
-        Returns: `UNet2DOutput` with `sample` (B, C', H, W), or a tuple of it.
+        Returns: the output, (B, C', H, W), as `sample` or as the only item of the tuple.
         """
-        height, width = sample.shape[-2:]
+        timestep = torch.as_tensor(timestep, device=sample.device).reshape(-1)
+        self._check_inputs(sample, timestep, class_labels)
+        if self.config.center_input_sample:
+            sample = 2 * sample - 1.0
+        dtype = self.dtype
+        temb = self._embed(timestep, class_labels, dtype)
+        h = self._first_convolution(sample, dtype)
+        skips: tuple[torch.Tensor, ...] = (h,)
+        for block in self.down_blocks:
+            h, kept = block(h, temb)
+            skips += kept
+        if self.mid_block is not None:
+            h = self.mid_block(h, temb)
+        num_skips = self.config.layers_per_block + 1
+        for block in self.up_blocks:
+            skips, used = skips[:-num_skips], skips[-num_skips:]
+            h = block(h, used, temb)
+        h = self.conv_out(self.conv_act(self.conv_norm_out(h)))
+        return UNet2DOutput(sample=h) if return_dict else (h,)
+
+    def _embed(self, timestep: torch.Tensor, class_labels: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+        """act(temb): (B, D), or (1, D) if all images share t and there are no labels, so that what depends on t is computed once."""
+        temb = self.time_embedding(self.time_proj(timestep).to(dtype))
+        if class_labels is not None:
+            if self.config.class_embed_type == "timestep":
+                class_labels = self.time_proj(class_labels.reshape(-1)).to(dtype)
+            temb = temb + self.class_embedding(class_labels).to(temb.device, dtype)
+        return self.temb_act(temb)
+
+    def _first_convolution(self, sample: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """conv_in, in float32 also under autocast: bfloat16 would round away the noise of the first timesteps."""
+        device = sample.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                h = self.conv_in(sample.to(dtype)).to(torch.get_autocast_dtype(device))
+        else:
+            h = self.conv_in(sample)
+        if device == "cpu" and not self.conv_norm_out.has_few_channels:
+            h = h.contiguous(memory_format=torch.channels_last)  # oneDNN's and attention's layout: 5 to 10% faster
+        return h
+
+    def _check_inputs(self, sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor | None) -> None:
+        batch_size, _, height, width = sample.shape
         multiple = 2 ** (len(self.down_blocks) - 1)
         if height % multiple or width % multiple:
             near = [f"{max(s // multiple, 1) * multiple} or {-(-s // multiple) * multiple}" for s in (height, width)]
@@ -444,20 +492,24 @@ class DDPMUNet2DModel(UNet2DModel):
                 f"sample of height {height} and width {width}: {len(self.down_blocks)} levels need multiples of"
                 f" {multiple}; the nearest are height {near[0]}, width {near[1]}."
             )
-        if self.config.center_input_sample:
-            sample = 2 * sample - 1.0
-        temb = self.embed(timestep, class_labels, sample)
-        h = self.read(sample)
-        skips = [h]
-        for block in self.down_blocks:
-            h, kept = block(h, temb)
-            skips += kept
-        if self.mid_block is not None:
-            h = self.mid_block(h, temb)
-        for block in self.up_blocks:
-            h = block(h, skips, temb)
-        h = self.conv_out(self.conv_act(self.conv_norm_out(h)))
-        return UNet2DOutput(sample=h) if return_dict else (h,)
+        if (self.class_embedding is None) != (class_labels is None):
+            needs = "needs class_labels" if class_labels is None else "is without class labels (num_class_embeds)"
+            raise ValueError(f"class_labels={class_labels}: this model {needs}.")
+        label = (self.time_embedding.linear_2.out_features,) if self.config.class_embed_type == "identity" else ()
+        for name, value, shape in (("timestep", timestep, ()), ("class_labels", class_labels, label)):
+            if value is not None and value.shape not in (shape, (1, *shape), (batch_size, *shape)):
+                raise ValueError(f"{name} of shape {tuple(value.shape)}: expected {(batch_size, *shape)}.")
+
+    def _refuse_attention_backend(self, backend: bool | str = True, *args, **kwargs) -> None:
+        """Attention is torch's scaled_dot_product_attention ("native"), which picks a kernel itself. Other backends are refused."""
+        if backend not in (False, "native"):
+            raise ValueError(
+                "DDPMUNet2DModel has no attention backends: it uses torch's scaled_dot_product_attention ('native'), which"
+                " is memory-efficient without xFormers. To choose its kernel, use torch.nn.attention.sdpa_kernel."
+            )
+
+    set_attention_backend = set_use_memory_efficient_attention_xformers = _refuse_attention_backend
+    set_use_npu_flash_attention = set_use_xla_flash_attention = _refuse_attention_backend
 
     def save_config(self, save_directory, push_to_hub: bool = False, **kwargs) -> None:
         """Write config.json with this very file beside it, so that the folder loads where ddpm_hf is not installed."""
@@ -472,28 +524,55 @@ class DDPMUNet2DModel(UNet2DModel):
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
 
-def _check(config: dict) -> None:
-    """Refuse a config that this U-Net cannot build, with what it can."""
-    levels = len(config["block_out_channels"])
-    for name, known in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
-        if len(config[name]) != levels:
-            raise ValueError(
-                f"Must provide the same number of `{name}` as `block_out_channels`:"
-                f" {name}={config[name]}, block_out_channels={config['block_out_channels']}."
-            )
-        if unknown := [kind for kind in config[name] if kind not in known]:
-            raise ValueError(f"{name} has {', '.join(unknown)}: DDPMUNet2DModel builds {', '.join(known)}.")
-    for name, allowed in {
-        "time_embedding_type": ("positional", "learned"),
-        "mid_block_type": ("UNetMidBlock2D", None),
-        "resnet_time_scale_shift": ("default", "scale_shift"),
-        "class_embed_type": ("timestep", "identity", None),
-        "act_fn": tuple(ACTIVATIONS),
-    }.items():
-        if config[name] not in allowed:
-            raise ValueError(f"{name}={config[name]!r}: choose one of {allowed}.")
-    groups, widths = config["norm_num_groups"], config["block_out_channels"]
-    if not groups or any(channels % groups for channels in widths):
-        raise ValueError(f"norm_num_groups={groups} must divide each of block_out_channels={tuple(widths)}.")
-    if config["time_embedding_type"] == "learned" and config["num_train_timesteps"] is None:
-        raise ValueError("num_train_timesteps=None: time_embedding_type='learned' needs the number of timesteps.")
+# ---------------------------------------------------------------------- checks of a config
+
+
+def _check(c) -> None:
+    """Raise a ValueError for values that are not of the types of `__init__`, that do not fit together, or that make a giant model."""
+    kinds = {name: parameter.annotation for name, parameter in inspect.signature(DDPMUNet2DModel).parameters.items()}
+    for name, kind in kinds.items():
+        if not _is(c[name], kind):
+            expected = inspect.formatannotation(kind).replace("typing.", "")
+            limits = {"int": f", from 1 to {MAX_NUMBER}", "float": f", from 0 to {MAX_NUMBER}"}
+            expected += "".join(limit for number, limit in limits.items() if number in expected)
+            raise ValueError(f"{name}={reprlib.repr(c[name])}: expected {expected}.")
+    widths, levels = c.block_out_channels, f"block_out_channels={reprlib.repr(c.block_out_channels)}"
+    size = c.sample_size if isinstance(c.sample_size, list | tuple) else [c.sample_size or 1] * 2
+    learned = c.time_embedding_type == "learned"
+    for name, fits, expected in (
+        ("sample_size", math.prod(size) <= MAX_PIXELS, f"at most {MAX_PIXELS} pixels"),
+        ("down_block_types", len(c.down_block_types) == len(widths), f"one for each of {levels}"),
+        ("up_block_types", len(c.up_block_types) == len(widths), f"one for each of {levels}"),
+        ("layers_per_block", c.layers_per_block * len(widths) <= 1024, f"at most 1024 over all of {levels}"),
+        ("norm_num_groups", not any(width % c.norm_num_groups for width in widths), f"a divisor of each of {levels}"),
+        ("attn_norm_num_groups", not widths[-1] % (c.attn_norm_num_groups or 1), f"a divisor of the last of {levels}"),
+        ("freq_shift", c.freq_shift < widths[0] // 2, f"less than half of the first of {levels}"),
+        ("mid_block_scale_factor", c.mid_block_scale_factor > 0, "more than 0"),
+        ("dropout", c.dropout <= 1, "at most 1"),
+        ("num_train_timesteps", c.num_train_timesteps or not learned, "an int, as time_embedding_type is 'learned'"),
+    ):
+        if not fits:
+            raise ValueError(f"{name}={reprlib.repr(c[name])}: expected {expected}.")
+    if torch.get_default_device().type != "meta":  # count the parameters before they are allocated
+        with torch.device("meta"):
+            size = DDPMUNet2DModel(**{name: c[name] for name in kinds}).num_parameters()
+        if size > MAX_PARAMETERS:
+            given = ", ".join(f"{name}={reprlib.repr(c[name])}" for name, kind in kinds.items() if "int" in str(kind))
+            raise ValueError(f"{given}: {size} parameters, expected at most {MAX_PARAMETERS}.")
+
+
+def _is(value, kind) -> bool:
+    """Whether a value is of a type of `__init__`. JSON's lists count as tuples."""
+    kinds = get_args(kind)
+    if get_origin(kind) is Literal:
+        return any(type(value) is type(kind) and value == kind for kind in kinds)
+    if get_origin(kind) is UnionType:
+        return any(_is(value, kind) for kind in kinds)
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple) or not value:
+            return False
+        kinds = kinds[:1] * len(value) if kinds[-1] is ... else kinds
+        return len(value) == len(kinds) and all(map(_is, value, kinds))
+    if kind in (int, float):
+        return type(value) in (int, kind) and (1 if kind is int else 0) <= value <= MAX_NUMBER
+    return type(value) is kind  # bool or None

@@ -1,13 +1,19 @@
 """The U-Net against `diffusers.UNet2DModel`: the same weights in both directions, outputs, gradients; then what it refuses."""
 
+import inspect
+import json
 import math
+import resource
 
+import accelerate
 import pytest
 import torch
-from diffusers import UNet2DModel
+from diffusers import AutoModel, DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import save_file
+from tiny import TINY_UNET
+from torch.utils._pytree import tree_map
 
-from ddpm_hf import DDPMUNet2DModel
+from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel
 
 BASE = {
     "sample_size": 16,
@@ -72,7 +78,7 @@ CONFIGS = {
     "middle scaled": {"mid_block_scale_factor": 1.41},
     "class table": {"num_class_embeds": 11},
     "class timestep": {"class_embed_type": "timestep"},
-    "class identity": {"class_embed_type": "identity", "time_embedding_dim": 64},
+    "class identity": {"class_embed_type": "identity", "time_embedding_dim": 384},
     "scale_shift": {"resnet_time_scale_shift": "scale_shift"},
     "scale_shift, attention groups": {"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 8},
     "resnet resampling": RESNET,
@@ -305,7 +311,127 @@ def test_compiles_to_one_graph(t):
         assert (compiled(x_t, t, labels).sample - ours(x_t, t, labels).sample).abs().max() < 1e-5
 
 
-SIX_BLOCKS = ["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"]
+def cpu_and_disk(model, folder):
+    """accelerate's dispatch: each block on its own, some of them on disk."""
+    names = {name.split(".")[0] for name, _ in model.named_children()}
+    device_map = dict.fromkeys(names, "cpu") | {"down_blocks": "disk", "up_blocks": "disk"}
+    accelerate.dispatch_model(model, device_map, main_device="cpu", offload_dir=folder, force_hooks=True)
+
+
+def group_offload(kind: str):
+    cpu = torch.device("cpu")
+    return lambda model, _: model.enable_group_offload(cpu, cpu, kind, num_blocks_per_group=1)
+
+
+def hooks_that_copy_arguments(model, _):
+    def copy(module, args):
+        return tree_map(lambda value: value.clone() if torch.is_tensor(value) else value, args)
+
+    for module in model.modules():
+        module.register_forward_pre_hook(copy)
+
+
+OFFLOADS = {
+    "dispatch_model": cpu_and_disk,
+    "block-level group offload": group_offload("block_level"),
+    "leaf-level group offload": group_offload("leaf_level"),
+    "hooks that copy arguments": hooks_that_copy_arguments,
+}
+
+
+@pytest.mark.parametrize("offload", OFFLOADS.values(), ids=OFFLOADS)
+def test_hooks_change_no_output(tmp_path, offload):
+    """A block that changed its caller's list of skips would not see the change in a copy."""
+    config = {"layers_per_block": 2, "num_class_embeds": 3}
+    _, ours = pair(config)
+    with torch.no_grad():
+        expected = ours(*inputs(config)).sample
+        offload(ours, tmp_path)
+        assert torch.equal(ours(*inputs(config)).sample, expected)
+
+
+def test_an_automatic_device_map(tmp_path):
+    """Stock refuses "auto". Here half of the model's bytes are allowed in memory; blocks stay whole."""
+    _, ours = pair(ALL_ATTENTION)
+    ours.save_pretrained(tmp_path)
+    memory = {"cpu": ours.get_memory_footprint() // 2}
+    loaded = DDPMUNet2DModel.from_pretrained(
+        tmp_path, device_map="auto", max_memory=memory, offload_folder=tmp_path / "disk"
+    )
+    assert set(loaded.hf_device_map.values()) == {"cpu", "disk"}
+    x_t, t, _ = inputs(ALL_ATTENTION)
+    with torch.no_grad():
+        assert (loaded(x_t, t).sample - ours(x_t, t).sample).abs().max() < 1e-5
+
+
+def test_on_the_meta_device():
+    config = BASE | CONFIGS["class table"]
+    with accelerate.init_empty_weights():
+        assert DDPMUNet2DModel(**config).device.type == "meta"
+    with torch.device("meta"):
+        empty = DDPMUNet2DModel(**config)
+        labels = torch.zeros(2, dtype=torch.int64)
+        for t in (5, torch.tensor([1, 2])):
+            assert empty(torch.zeros(2, 3, 16, 16), t, labels).sample.shape == (2, 3, 16, 16)
+    _, ours = pair(CONFIGS["class table"])
+    x_t, t, labels = inputs(CONFIGS["class table"])
+    with torch.no_grad():
+        expected = ours(x_t, 5, labels).sample
+        with torch.device("meta"):  # another default device than the model's
+            assert torch.equal(ours(x_t, 5, labels).sample, expected)
+
+
+@pytest.mark.parametrize(
+    "parts", [(UNet2DModel, DDPMPipeline, DDPMScheduler), (DDPMUNet2DModel, DDPMImagePipeline, DDPMNoiseScheduler)]
+)
+def test_auto_model_finds_the_unet_of_a_pipeline(tmp_path, parts):
+    kind, pipeline, scheduler = parts
+    saved = kind(**TINY_UNET)
+    pipeline(saved, scheduler()).save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(str(tmp_path), subfolder="unet")
+    assert type(loaded) is kind
+    assert all(torch.equal(value, saved.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+def test_a_variant_is_saved_and_loaded_and_an_absent_one_is_named(tmp_path):
+    saved = DDPMUNet2DModel(**TINY_UNET)
+    saved.save_pretrained(tmp_path, variant="fp16")
+    loaded = DDPMUNet2DModel.from_pretrained(tmp_path, variant="fp16")
+    assert all(torch.equal(value, saved.state_dict()[name]) for name, value in loaded.state_dict().items())
+    for variant, name in ((None, "model"), ("ema", "model.ema")):
+        with pytest.raises(OSError, match=rf"diffusion_pytorch_{name}\.(bin|safetensors)"):
+            DDPMUNet2DModel.from_pretrained(tmp_path, variant=variant)
+
+
+def test_no_other_attention_backend_is_accepted_in_silence():
+    ours = DDPMUNet2DModel(**TINY_UNET)
+    pipe = DDPMPipeline(ours, DDPMScheduler())
+    for switch in (
+        ours.enable_xformers_memory_efficient_attention,
+        pipe.enable_xformers_memory_efficient_attention,
+        ours.enable_npu_flash_attention,
+        ours.enable_xla_flash_attention,
+        lambda: ours.set_attention_backend("flash"),
+    ):
+        with pytest.raises(ValueError, match="scaled_dot_product_attention"):
+            switch()
+    ours.disable_xformers_memory_efficient_attention()
+    ours.set_attention_backend("native")
+
+
+def test_embeddings_of_text_in_half_precision():
+    """Labels in float32, as a text encoder gives them, for weights in bfloat16. Parity is in the table, "class identity"."""
+    _, ours = pair(CONFIGS["class identity"])
+    x_t, t, text = inputs(CONFIGS["class identity"])
+    with torch.no_grad():
+        exact = ours(x_t, t, text).sample
+        assert (ours(x_t, t, text.flip(0)).sample - exact).abs().max() > 1e-3
+        output = ours.to(torch.bfloat16)(x_t.bfloat16(), t, text).sample
+    assert (output - exact).abs().mean() < 0.05 * exact.abs().mean()
+
+
+# ---------------------------------------------------------------------- refusals
+
 NCSN = {
     "down_block_types": ("SkipDownBlock2D", "AttnSkipDownBlock2D"),
     "up_block_types": ("AttnSkipUpBlock2D", "SkipUpBlock2D"),
@@ -315,10 +441,13 @@ NCSN = {
 @pytest.mark.parametrize(
     "config, words",
     [
-        (NCSN, ["SkipDownBlock2D", "AttnSkipDownBlock2D", *SIX_BLOCKS]),
+        (
+            NCSN,
+            ["SkipDownBlock2D", "AttnSkipDownBlock2D", "'DownBlock2D', 'AttnDownBlock2D', 'ResnetDownsampleBlock2D'"],
+        ),
         (
             {"up_block_types": NCSN["up_block_types"]},
-            ["SkipUpBlock2D", "UpBlock2D, AttnUpBlock2D, ResnetUpsampleBlock2D"],
+            ["SkipUpBlock2D", "'UpBlock2D', 'AttnUpBlock2D', 'ResnetUpsampleBlock2D'"],
         ),
         ({"time_embedding_type": "fourier"}, ["time_embedding_type", "fourier", "positional", "learned"]),
         ({"block_out_channels": (16, 32, 32)}, ["down_block_types", "block_out_channels", "(16, 32, 32)"]),
@@ -327,17 +456,99 @@ NCSN = {
         ({"resnet_time_scale_shift": "spatial"}, ["resnet_time_scale_shift", "spatial", "scale_shift"]),
         ({"class_embed_type": "projection"}, ["class_embed_type", "projection", "timestep", "identity"]),
         ({"act_fn": "tanh"}, ["act_fn", "tanh", "silu"]),
-        ({"norm_num_groups": None}, ["norm_num_groups", "None"]),
-        ({"attention_head_dim": 33}, ["attention_head_dim=33", "from 1 to the 32 channels"]),
-        ({"attention_head_dim": 0}, ["attention_head_dim=0", "from 1 to the"]),
-        ({"norm_num_groups": 7}, ["norm_num_groups", "7", "16"]),
-        ({"time_embedding_type": "learned"}, ["num_train_timesteps", "None"]),
+        ({"attention_head_dim": 33}, ["attention_head_dim=33", "1 to the 32 channels"]),
+        ({"norm_num_groups": 7}, ["norm_num_groups=7", "divisor", "(16, 32)"]),
+        ({"attn_norm_num_groups": 7}, ["attn_norm_num_groups=7", "divisor", "(16, 32)"]),
+        ({"time_embedding_type": "learned"}, ["num_train_timesteps=None", "learned"]),
+        ({"block_out_channels": (2, 32), "norm_num_groups": 1, "freq_shift": 1}, ["freq_shift=1", "(2, 32)"]),
+        ({"mid_block_scale_factor": 0}, ["mid_block_scale_factor=0", "more than 0"]),
+        ({"dropout": 1.5}, ["dropout=1.5", "at most 1"]),
     ],
 )
 def test_refuses_what_it_cannot_build(config, words):
     with pytest.raises(ValueError) as error:
         DDPMUNet2DModel(**(BASE | config))
     assert all(word in str(error.value) for word in words), error.value
+
+
+STRANGE = [
+    -1,
+    0,
+    7,
+    1.5,
+    1.0,
+    True,
+    None,
+    "x",
+    "x" * 1000,
+    [],
+    {},
+    [8, "x"],
+    [8, -16],
+    [[8], [16]],
+    math.nan,
+    math.inf,
+    10**400,
+]
+
+
+@pytest.mark.parametrize("name", inspect.signature(DDPMUNet2DModel).parameters)
+def test_a_config_of_a_strange_value_is_refused_by_name_or_works(name):
+    """With such a value the model is built and runs, or there is one line that names the key and the value."""
+    for value in STRANGE:
+        with torch.device("meta"):
+            try:
+                ours = DDPMUNet2DModel(**(TINY_UNET | {name: value}))
+            except ValueError as error:
+                message = str(error)
+                assert (
+                    f"{name}={str(value)[:3]}" in message.replace("'", "")
+                    and "\n" not in message
+                    and len(message) < 400
+                )
+                continue
+            labels = torch.zeros(2, dtype=torch.int64) if ours.class_embedding else None
+            assert ours(torch.zeros(2, ours.config.in_channels, 8, 8), 5, labels).sample.shape[0] == 2
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"block_out_channels": [8, "x"]},
+        {"layers_per_block": -1},
+        {"layers_per_block": 2**20},
+        {
+            "block_out_channels": [8] * 5000,
+            "down_block_types": ["DownBlock2D"] * 5000,
+            "up_block_types": ["UpBlock2D"] * 5000,
+        },
+        {"block_out_channels": [2**20, 2**20]},
+        {"block_out_channels": [2**13, 2**13]},
+        {"time_embedding_dim": 2**17},
+        {"time_embedding_dim": 2**12, "num_class_embeds": 2**20},
+        {"num_class_embeds": 2_000_000_000},
+        {"in_channels": 10**12},
+        {"sample_size": [2**20, 2**20]},
+    ],
+    ids=str,
+)
+def test_a_strange_config_file_allocates_nothing(tmp_path, config):
+    DDPMUNet2DModel(**TINY_UNET).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for make in (
+        DDPMUNet2DModel.from_pretrained,
+        lambda path: DDPMUNet2DModel.from_config(DDPMUNet2DModel.load_config(path)),
+    ):
+        with pytest.raises(ValueError, match="|".join(config)):
+            make(tmp_path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "KiB"
+
+
+def test_every_option_is_documented():
+    for name in inspect.signature(DDPMUNet2DModel).parameters:
+        assert f"\n        {name}: " in DDPMUNet2DModel.__doc__, name
 
 
 def test_refuses_a_size_that_does_not_fit_and_names_those_that_do():
@@ -348,14 +559,40 @@ def test_refuses_a_size_that_does_not_fit_and_names_those_that_do():
         assert model(torch.randn(1, 3, *size), 0).sample.shape == (1, 3, *size)
 
 
-def test_refuses_missing_and_unexpected_labels():
-    for config, labels, words in (
-        ({}, torch.tensor([0, 1]), "without class labels"),
-        ({"num_class_embeds": 3}, None, "needs"),
-    ):
-        _, ours = pair(config)
-        with pytest.raises(ValueError, match=f"class_labels=.*{words}"):
-            ours(*inputs({})[:2], labels)
+@pytest.mark.parametrize(
+    "config, t, labels, words",
+    [
+        ({}, 0, torch.tensor([0, 1]), "class_labels=.*without class labels"),
+        ({"num_class_embeds": 3}, 0, None, "class_labels=None.*needs"),
+        (
+            {"num_class_embeds": 3},
+            0,
+            torch.zeros(2, 1, dtype=torch.int64),
+            r"class_labels of shape \(2, 1\): expected \(2,\)",
+        ),
+        (
+            {"num_class_embeds": 3},
+            0,
+            torch.zeros(3, dtype=torch.int64),
+            r"class_labels of shape \(3,\): expected \(2,\)",
+        ),
+        (CONFIGS["class identity"], 0, torch.zeros(2, 5), r"class_labels of shape \(2, 5\): expected \(2, 384\)"),
+        (CONFIGS["class identity"], 0, torch.zeros(2), r"class_labels of shape \(2,\): expected \(2, 384\)"),
+        ({}, torch.tensor([1, 2, 3]), None, r"timestep of shape \(3,\): expected \(2,\)"),
+    ],
+)
+def test_refuses_timesteps_and_labels_that_do_not_fit(config, t, labels, words):
+    _, ours = pair(config)
+    with pytest.raises(ValueError, match=words):
+        ours(inputs(config)[0], t, labels)
+
+
+def test_one_label_for_all():
+    _, ours = pair(CONFIGS["class table"])
+    x_t, t, _ = inputs(CONFIGS["class table"])
+    with torch.no_grad():
+        outputs = [ours(x_t, t, torch.full(shape, 2)).sample for shape in ((), (1,), (2,))]
+    assert all((output - outputs[0]).abs().max() < 1e-5 for output in outputs)
 
 
 if __name__ == "__main__":  # the table: python tests/test_modeling_ddpm_unet.py
