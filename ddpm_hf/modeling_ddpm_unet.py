@@ -365,7 +365,8 @@ class DDPMUNet2DModel(UNet2DModel):
         ModelMixin.__init__(self)  # not UNet2DModel's, which would build the stock layers
         _check(self.config)
         self.sample_size = sample_size
-        width, temb_channels = block_out_channels[0], time_embedding_dim or 4 * block_out_channels[0]
+        width = block_out_channels[0]
+        self.temb_channels = temb_channels = time_embedding_dim or 4 * width
 
         self.conv_in = nn.Conv2d(in_channels, width, 3, padding=1)
         self.time_proj: nn.Module = Timesteps(width, flip_sin_to_cos, freq_shift)
@@ -484,6 +485,8 @@ class DDPMUNet2DModel(UNet2DModel):
         return h
 
     def _check_inputs(self, sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor | None) -> None:
+        if sample.ndim != 4:
+            raise ValueError(f"sample of shape {tuple(sample.shape)}: expected (B, C, H, W).")
         batch_size, _, height, width = sample.shape
         multiple = 2 ** (len(self.down_blocks) - 1)
         if height % multiple or width % multiple:
@@ -492,10 +495,11 @@ class DDPMUNet2DModel(UNet2DModel):
                 f"sample of height {height} and width {width}: {len(self.down_blocks)} levels need multiples of"
                 f" {multiple}; the nearest are height {near[0]}, width {near[1]}."
             )
-        if (self.class_embedding is None) != (class_labels is None):
-            needs = "needs class_labels" if class_labels is None else "is without class labels (num_class_embeds)"
-            raise ValueError(f"class_labels={class_labels}: this model {needs}.")
-        label = (self.time_embedding.linear_2.out_features,) if self.config.class_embed_type == "identity" else ()
+        if class_labels is None and self.class_embedding is not None:
+            raise ValueError("class_labels=None: this model needs class labels.")
+        if class_labels is not None and self.class_embedding is None:
+            raise ValueError(f"class_labels of shape {tuple(class_labels.shape)}: this model takes no class labels.")
+        label = (self.temb_channels,) if self.config.class_embed_type == "identity" else ()
         for name, value, shape in (("timestep", timestep, ()), ("class_labels", class_labels, label)):
             if value is not None and value.shape not in (shape, (1, *shape), (batch_size, *shape)):
                 raise ValueError(f"{name} of shape {tuple(value.shape)}: expected {(batch_size, *shape)}.")

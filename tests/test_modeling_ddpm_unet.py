@@ -557,13 +557,15 @@ def test_refuses_a_size_that_does_not_fit_and_names_those_that_do():
         model(torch.randn(1, 3, 30, 28), 0)
     for size in ((28, 28), (32, 28)):
         assert model(torch.randn(1, 3, *size), 0).sample.shape == (1, 3, *size)
+    with pytest.raises(ValueError, match=r"sample of shape \(3, 28, 28\): expected \(B, C, H, W\)"):
+        model(torch.randn(3, 28, 28), 0)
 
 
 @pytest.mark.parametrize(
     "config, t, labels, words",
     [
-        ({}, 0, torch.tensor([0, 1]), "class_labels=.*without class labels"),
-        ({"num_class_embeds": 3}, 0, None, "class_labels=None.*needs"),
+        ({}, 0, torch.tensor([0, 1]), r"class_labels of shape \(2,\): this model takes no class labels"),
+        ({"num_class_embeds": 3}, 0, None, "class_labels=None: this model needs class labels"),
         (
             {"num_class_embeds": 3},
             0,
