@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
-from diffusers.utils.torch_utils import randn_tensor
+from diffusers.utils.torch_utils import get_device, randn_tensor
 
 Condition = dict[str, torch.Tensor]  # keyword arguments of the network, batch first
 
@@ -72,6 +72,8 @@ class Measurement:
     ) -> torch.Tensor:
         """The network's output (B, C or 2C, H, W) at x_t whose x_0 satisfies the measurement. abar: (), alphas_cumprod of t."""
         signal, sigma = abar**0.5, (1 - abar) ** 0.5
+        of_x_t: Any
+        of_output: Any
         of_x_t, of_output = {  # x_0 = of_x_t * x_t + of_output * output
             "epsilon": (1 / signal, -sigma / signal),
             "sample": (0, 1),
@@ -165,7 +167,10 @@ class DDPMImagePipeline(DiffusionPipeline):
         Raises:
             ValueError: what is given is not what this model was trained on, or it has no null.
         """
-        rows = self._rows(class_labels, prompt, prompt_embeds)
+        return self._condition(self._rows(class_labels, prompt, prompt_embeds), batch_size)
+
+    def _condition(self, rows: torch.Tensor | None, batch_size: int | None) -> Condition:
+        """The condition of `_rows`."""
         if not self.takes:
             return {}
         rows = self._null_row(f"{self.takes[0]}=None") if rows is None else rows
@@ -290,7 +295,7 @@ class DDPMImagePipeline(DiffusionPipeline):
         image = self._read_image(image)
         mask_image = self._read_mask(mask_image, image)
         batch_size = self._batch_size(batch_size, rows, generator, latents, image, mask_image)
-        condition = self.encode(**{self.takes[0]: rows} if self.takes else {}, batch_size=batch_size)
+        condition = self._condition(rows, batch_size)
         guidance_scale = self._guidance_scale(guidance_scale, rows)
         steps, eta, solver_order, autocast = self._resolve_sampling(num_inference_steps, eta, solver_order, autocast)
         callback_tensors = callback_on_step_end_tensor_inputs
@@ -341,14 +346,59 @@ class DDPMImagePipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
+    @torch.no_grad()
+    def invert(
+        self,
+        image: PipelineImageInput,
+        num_inference_steps: int = 50,
+        class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
+        prompt: str | Sequence[str] | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The noise (B, C, H, W) from which DDIM draws the pictures: `pipe(latents=pipe.invert(image), eta=0, num_inference_steps=50)`,
+        with the same condition and without guidance, gives them back.
+
+        With abar = cos(angle)^2 a step from x_t to x_s is a turn: x_s = cos(turn) x_t - sin(turn) v(x_t). It is undone by two rounds of
+        fixed-point iteration, x_t = (x_s + sin(turn) v(x_t)) / cos(turn) (arXiv:2309.04907); the first is DDIM inversion as it is known.
+
+        Raises:
+            ValueError: channels or a condition that the model does not take, or a scheduler without DDIM steps.
+        """
+        if "eta" not in self._step_takes:
+            raise ValueError(
+                f"invert: {type(self.scheduler).__name__} takes no eta; take a scheduler with DDIM steps."
+            )
+        device, rows = self._execution_device, self._rows(class_labels, prompt, prompt_embeds)
+        x_s = self._read_image(image, may_be_grey=False).to(device)
+        batch_size = self._batch_size(1, rows, None, None, x_s)
+        condition = self._condition(rows, batch_size)
+        scheduler = copy.copy(self.scheduler)
+        scheduler.set_timesteps(num_inference_steps, device=device)
+        options, drops_variance = self._step_options(None, 0.0), not _knows_variance(scheduler)
+        abar = self._abar(scheduler, scheduler.timesteps, 1)
+        angles = torch.atan2((1 - abar) ** 0.5, abar**0.5)
+        steps = list(zip(scheduler.timesteps, angles, angles[:-1] - angles[1:]))
+        x_s = x_s.expand(batch_size, -1, -1, -1)
+        for t, angle, turn in self.progress_bar(steps[::-1]):
+            x_t = x_s
+            for _ in range(2):
+                output = self.denoise(x_t, t, condition)
+                output = output[:, : x_t.shape[1]] if drops_variance else output
+                x_0 = scheduler.step(output, t, x_t, **options).pred_original_sample  # clipped as DDIM's
+                v = (angle.cos() * x_t - x_0) / angle.sin()
+                x_t = (x_s + turn.sin() * v) / turn.cos()
+            x_s = x_t
+        self.maybe_free_model_hooks()
+        return x_s
+
     def _to_images(self, x_0: torch.Tensor, output_type: str):
         if output_type == "latent":
             return x_0
         images = (x_0 / 2 + 0.5).clamp(0, 1)
         if output_type == "pt":
             return images
-        images = images.cpu().permute(0, 2, 3, 1).float().numpy()
-        return self.numpy_to_pil(images) if output_type == "pil" else images
+        arrays = images.cpu().permute(0, 2, 3, 1).float().numpy()
+        return self.numpy_to_pil(arrays) if output_type == "pil" else arrays
 
     # ------------------------------------------------------------------ arguments
 
@@ -412,7 +462,7 @@ class DDPMImagePipeline(DiffusionPipeline):
             raise ValueError(f"eta={eta}: {name} takes none; None is its own rule.")
         if solver_order is not None and not (looks_back and solver_order in (1, 2)):
             raise ValueError(f"solver_order={solver_order}: {name} takes {'1 or 2' if looks_back else 'none'}.")
-        if not (isinstance(num_resample, Integral) and num_resample >= 1):
+        if not (isinstance(num_resample, int) and num_resample >= 1):
             raise ValueError(f"num_resample={num_resample!r} must be a whole number of at least 1.")
         if unknown := set(callback_tensors) - set(known := self._callback_tensor_inputs):
             raise ValueError(f"callback_on_step_end_tensor_inputs has {sorted(unknown)}: choose from {known}.")
@@ -504,8 +554,8 @@ class DDPMImagePipeline(DiffusionPipeline):
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         return latents.to(device, torch.float32)
 
-    def _read_image(self, image) -> torch.Tensor | None:
-        """`image` as float32 (N, C, H, W) in [-1, 1]; it may be smaller than the model's, and of one channel."""
+    def _read_image(self, image, may_be_grey: bool = True) -> torch.Tensor | None:
+        """`image` as float32 (N, C, H, W) in [-1, 1], of any size; C is the model's, or 1 where it may be grey."""
         if image is None:
             return None
         for picture in image if isinstance(image, list) else [image]:
@@ -513,7 +563,7 @@ class DDPMImagePipeline(DiffusionPipeline):
                 raise ValueError(f"image has mode {picture.mode!r}: convert it to 'L' or 'RGB'.")
         num_channels = self.unet.config.in_channels
         image = _preprocess("image", image, do_convert_grayscale=num_channels == 1)
-        if image.shape[1] not in (1, num_channels):
+        if image.shape[1] != num_channels and not (may_be_grey and image.shape[1] == 1):
             raise ValueError(f"image has {image.shape[1]} channels: this model draws {num_channels}.")
         return image
 
@@ -547,7 +597,7 @@ class DDPMImagePipeline(DiffusionPipeline):
             strength = 0.8 if image is not None and measurement is None else 1.0
         elif image is None:
             raise ValueError(f"strength={strength} needs image, the picture to start from.")
-        if not (isinstance(strength, Real) and 0 < strength <= 1 and int(steps * strength) > 0):
+        if not (isinstance(strength, int | float) and 0 < strength <= 1 and int(steps * strength) > 0):
             raise ValueError(f"strength={strength} must be above 0 and at most 1, and leave one of {steps} steps.")
         start = (steps - int(steps * strength)) * scheduler.order
         timesteps = scheduler.timesteps[start:]
@@ -582,30 +632,35 @@ class DDPMImagePipeline(DiffusionPipeline):
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "DDPMImagePipeline":
         """Load a folder or a Hub repo, ours or stock, as the installed package's classes: no code of the repo is run.
 
-        kwargs: `revision`, `token`, `dtype`, `local_files_only`, ... of `DiffusionPipeline.from_pretrained`; `unet`, `scheduler`,
-        `id2label` and `sampling` replace a part. The copy of this file in a saved model knows no installed classes and loads as diffusers does.
+        kwargs: `revision`, `token`, `dtype`, `variant`, `local_files_only`, ... of `DiffusionPipeline.from_pretrained`; `unet`, `scheduler`,
+        `id2label` and `sampling` replace a part, and a part that is None is not loaded. device_map="balanced" is the accelerator. The copy of this file in a saved model knows no installed classes and loads as diffusers does.
         """
         if not cls.component_classes:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        parts = {name: kwargs.pop(name, None) for name in _PARTS}
+        parts = {name: kwargs.pop(name) for name in _PARTS if name in kwargs}
         told = {name: kwargs.pop(name, None) for name in ("id2label", "sampling")}
         kwargs.pop("trust_remote_code", None)
+        device_map = kwargs.pop("device_map", None)
         for name in {"dtype", "torch_dtype"} & kwargs.keys():
             if isinstance(kwargs[name], dict):  # of parts, as diffusers takes it
                 kwargs[name] = kwargs[name].get("unet", kwargs[name].get("default", torch.float32))
         names = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
         hub_options = {name: kwargs[name] for name in names if name in kwargs}
         index = cls.load_config(pretrained_model_name_or_path, **hub_options)
+        options = {
+            "unet": {"use_safetensors": True, "disable_mmap": True, **kwargs},
+            "text_encoder": {"use_safetensors": True, "variant": kwargs.get("variant"), **hub_options},
+        }
         for name in _PARTS:
-            if parts[name] is None and not (name in cls._optional_components and name not in index):
-                options = {"use_safetensors": True, "disable_mmap": True, **kwargs} if name == "unet" else hub_options
-                parts[name] = cls._load_part(
-                    name, index.get(name), pretrained_model_name_or_path, hub_options, options
-                )
+            if name not in parts and not (name in cls._optional_components and name not in index):
+                saved = name, index.get(name), pretrained_model_name_or_path
+                parts[name] = cls._load_part(*saved, hub_options, options.get(name, hub_options))
         told = {name: index.get(name) if value is None else value for name, value in told.items()}
         pipeline = cls(**parts, **told)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
-        return pipeline
+        return (
+            pipeline if device_map is None else pipeline.to(get_device() if device_map == "balanced" else device_map)
+        )
 
     @classmethod
     def _load_part(cls, name: str, saved, path, hub_options: dict, options: dict):
@@ -615,10 +670,9 @@ class DDPMImagePipeline(DiffusionPipeline):
         _, saved_class = saved or (None, None)
         part_class: Any = cls.component_classes.get(saved_class) or getattr(library(), str(saved_class), None)
         base = getattr(library(), kind)
-        if not (inspect.isclass(part_class) and issubclass(part_class, base)):
+        is_part = inspect.isclass(part_class) and issubclass(part_class, base)
+        if not is_part:
             raise ValueError(f"model_index.json: {name}={saved} is no {kind} of {library().__name__}.")
-        if name == "text_encoder":
-            options = {**options, "use_safetensors": True}
         if name in cls._optional_components:
             return part_class.from_pretrained(path, subfolder=name, **options)
         with suppress(OSError):  # else all lies in the root, as in google/ddpm-*
@@ -658,7 +712,7 @@ _PARTS = {  # library, in which a saved class is looked up, and what it must be
     "text_encoder": (lambda: import_module("transformers"), "PreTrainedModel"),
     "tokenizer": (lambda: import_module("transformers"), "PreTrainedTokenizerBase"),
 }
-SAMPLING = {"num_inference_steps": (Integral, 1, 10**6), "eta": (Real, 0, 1), "solver_order": (Integral, 1, 2)}
+SAMPLING: dict[str, Any] = {"num_inference_steps": (Integral, 1, 10**6), "eta": (Real, 0, 1), "solver_order": (Integral, 1, 2)}
 SAMPLING |= {"guidance_scale": (Real, 0, 10**6)}  # word -> type, least and most
 
 

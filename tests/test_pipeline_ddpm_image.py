@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import (
     ConfigMixin,
+    DDIMPipeline,
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
@@ -25,6 +26,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from diffusers.configuration_utils import register_to_config
+from diffusers.utils.torch_utils import get_device
 from PIL import Image
 from tiny import ROOT, TINY_UNET
 from transformers import BertConfig, BertModel, BertTokenizerFast
@@ -751,6 +753,31 @@ def test_a_picture_may_be_pil_numpy_or_tensor(num_channels):
     assert torch.allclose(images[0][0, :, :, :4], tensor[:, :, :4])
 
 
+def test_invert_finds_the_noise_of_a_picture():
+    """On the exact denoiser of a Gaussian DDIM is linear: its inverse gives back the very noise, and the noise the picture."""
+    scheduler = DDPMNoiseScheduler(beta_schedule="squaredcos_cap_v2", timestep_spacing="trailing", clip_sample=False)
+    pipe, noise = make_pipeline(ExactDenoiser(), scheduler), torch.randn(2, 2, 4, 4, generator=seeds(0)[0])
+    pipe.unet.alphas_cumprod.copy_(scheduler.alphas_cumprod)
+    options = {"eta": 0.0, "num_inference_steps": 50, "output_type": "pt"}
+    images = pipe(latents=noise * 0.3, **options).images
+    assert 0 < images.min() and images.max() < 1  # nothing is cut off
+    latents = pipe.invert(images)
+    assert (latents - noise * 0.3).abs().max() < 1e-2
+    assert (pipe(latents=latents, **options).images - images).abs().max() < 1e-3
+
+
+def test_invert_takes_a_condition(labelled, of_text):
+    assert labelled.invert(Image.fromarray(random_pixels(8, 8)), 2, class_labels=["Bag", 0]).shape == (2, 1, 8, 8)
+    assert labelled.calls[0][1].tolist() == [2, 0]
+    assert of_text.invert(random_pixels(2, 8, 8) / 255, 1, prompt=["a cat", "a dog"]).shape == (2, 1, 8, 8)
+    with pytest.raises(ValueError, match="invert: DDPMScheduler takes no eta"):
+        make_pipeline(scheduler=DDPMScheduler()).invert(GREY)
+    with pytest.raises(ValueError, match="image has 1 channels: this model draws 3"):
+        make_pipeline(in_channels=3, out_channels=3).invert(GREY)
+    with pytest.raises(ValueError, match="'class_labels': 2, .*'image': 3"):
+        labelled.invert(random_pixels(3, 8, 8) / 255, class_labels=[0, 1])
+
+
 # ---------------------------------------------------------------------- callback and interrupt
 
 
@@ -806,6 +833,37 @@ def test_loading_takes_what_diffusers_takes(folder):
     for dtypes in ({"unet": torch.float64}, {"default": torch.float64}):
         assert DDPMImagePipeline.from_pretrained(folder, torch_dtype=dtypes).unet.dtype == torch.float64
     assert DDPMImagePipeline.from_pretrained(folder, id2label={0: "Sock"}).id2label == {0: "Sock"}
+
+
+def test_loads_as_the_stock_pipeline_does(folder, of_text, tmp_path):
+    """On the accelerator, without a part, as a variant; an absent variant is named."""
+    pipe = DDPMImagePipeline.from_pretrained(folder, device_map="balanced")
+    assert pipe.device.type == get_device() and len(pipe(num_inference_steps=1).images) == 1
+    bare = DDPMImagePipeline.from_pretrained(folder, unet=None)
+    assert bare.unet is None and bare.scheduler.config == pipe.scheduler.config
+    of_text.save_pretrained(tmp_path, variant="fp16")
+    assert DDPMImagePipeline.from_pretrained(tmp_path, variant="fp16").encode(prompt="a cat")
+    for path, options, missing in (
+        (folder, {"variant": "fp16"}, "fp16.safetensors"),
+        (tmp_path, {}, "model.safetensors"),
+    ):
+        with pytest.raises(OSError, match=missing):
+            DDPMImagePipeline.from_pretrained(path, **options)
+
+
+def test_a_stock_pipeline_of_ours_is_a_stock_pipeline(folder):
+    """`from_pipe` with the parts that it takes; its `from_pretrained` names the code that it would have to run instead."""
+    pipe = make_pipeline()
+    with pytest.raises(ValueError, match="DDIMPipeline.* expected"):
+        DDIMPipeline.from_pipe(pipe)
+    stock = DDIMPipeline.from_pipe(pipe, unet=pipe.unet)
+    stock.set_progress_bar_config(disable=True)
+    assert type(stock) is DDIMPipeline and isinstance(stock.scheduler, DDIMScheduler)
+    image = pipe(generator=seeds(0)[0], num_inference_steps=4, eta=0.0, output_type="np").images
+    options = {"num_inference_steps": 4, "use_clipped_model_output": True, "output_type": "np"}
+    assert np.abs(stock(generator=seeds(0)[0], **options).images - image).max() < 1e-5
+    with pytest.raises(ValueError, match="contains custom code in pipeline_ddpm_image.py"):
+        DDIMPipeline.from_pretrained(folder)
 
 
 def test_more_than_ten_classes_keep_their_order(tmp_path):
