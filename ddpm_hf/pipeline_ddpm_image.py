@@ -61,9 +61,10 @@ class Measurement:
 
     def correct(self, x_0: torch.Tensor) -> torch.Tensor:
         """x_0 (B, C, H, W) projected on its range and on the measurement in turn: within the range, clamping spoils no mean."""
+        _, c, h, w = self.y.shape
         for _ in range(20):
             x_0 = x_0.clamp(-1, 1)
-            missing = self.known * (self.y - F.adaptive_avg_pool3d(x_0, self.y.shape[1:]))  # y - A x_0
+            missing = self.known * (self.y - F.adaptive_avg_pool3d(x_0, (c, h, w)))  # y - A x_0
             x_0 = x_0 + F.interpolate(missing[None], x_0.shape[1:])[0]  # x_0 + A+(y - A x_0), DDNM Eq. 13
         return x_0
 
@@ -712,7 +713,11 @@ _PARTS = {  # library, in which a saved class is looked up, and what it must be
     "text_encoder": (lambda: import_module("transformers"), "PreTrainedModel"),
     "tokenizer": (lambda: import_module("transformers"), "PreTrainedTokenizerBase"),
 }
-SAMPLING: dict[str, Any] = {"num_inference_steps": (Integral, 1, 10**6), "eta": (Real, 0, 1), "solver_order": (Integral, 1, 2)}
+SAMPLING: dict[str, Any] = {
+    "num_inference_steps": (Integral, 1, 10**6),
+    "eta": (Real, 0, 1),
+    "solver_order": (Integral, 1, 2),
+}
 SAMPLING |= {"guidance_scale": (Real, 0, 10**6)}  # word -> type, least and most
 
 

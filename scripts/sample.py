@@ -1,4 +1,8 @@
-"""Draw images: `python scripts/sample.py MODEL --num_images 64 --class_labels Sneaker Bag --guidance_scale 1.3 --output grid.png`."""
+"""Draw images: `python scripts/sample.py MODEL --num_images 64 --class_labels Sneaker Bag --guidance_scale 1.3 --output grid.png`.
+
+With `--image` the model changes, enlarges or colours a picture, with `--mask_image` it repaints the white part; with `--interpolate` it goes
+from one seed or picture to another: spherical steps in noise, drawn by DDIM.
+"""
 
 import argparse
 import sys
@@ -9,36 +13,71 @@ from accelerate import PartialState
 from PIL import Image
 
 from ddpm_hf import hub
+from ddpm_hf.data.images import decode
 from ddpm_hf.images import labelled_grid
 
 
-def main():
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("model", help="folder or Hub id")
-    parser.add_argument("--num_images", type=int, default=64, help="in all; classes share them")
-    parser.add_argument("--class_labels", nargs="+", default=None, help="names or labels; all classes if not given")
+    parser.add_argument("--num_images", type=int, default=64, help="in all; classes and prompts share them")
+    words = parser.add_mutually_exclusive_group()
+    words.add_argument("--class_labels", nargs="+", default=None, help="names or labels; all classes if not given")
+    words.add_argument("--prompt", nargs="+", default=None, help="texts, for a model of text")
+    parser.add_argument(
+        "--image", type=Path, default=None, help="a picture to start from, or a smaller one to enlarge"
+    )
+    parser.add_argument("--mask_image", type=Path, default=None, help="repaint --image where this is white")
+    parser.add_argument("--strength", type=float, default=None, help="0 to 1: how much of --image changes")
+    parser.add_argument("--num_resample", type=int, default=1, help="times that each step is taken, for --image")
+    parser.add_argument("--interpolate", nargs=2, default=None, metavar="SEED_OR_IMAGE", help="the ends of a strip")
     parser.add_argument("--guidance_scale", type=float, default=None, help="the model's own if not given")
     parser.add_argument("--num_inference_steps", type=int, default=None, help="the model's own if not given")
     parser.add_argument("--eta", type=float, default=None, help="0 is DDIM, 1 DDPM; the model's own if not given")
     parser.add_argument("--batch_size", type=int, default=64, help="images drawn at a time")
     parser.add_argument("--seed", type=int, default=0, help="image i is drawn from seed + i")
     parser.add_argument("--output", type=Path, default="grid.png", help="the grid")
-    parser.add_argument("--gif", type=Path, default=None, help="the denoising of the grid, as an animation")
+    parser.add_argument("--output_dir", type=Path, default=None, help="a folder for the images, a PNG each")
+    parser.add_argument(
+        "--gif", type=Path, default=None, help="an animation: the denoising of the grid, or --interpolate"
+    )
     args = parser.parse_args()
     if args.num_images < 1 or args.batch_size < 1:
         parser.error("--num_images and --batch_size must be at least 1.")
+    seeds = [args.seed, args.seed + args.num_images - 1, *map(int, filter(str.isdigit, args.interpolate or []))]
+    if not 0 <= min(seeds) <= max(seeds) < 2**64:
+        parser.error(f"seeds {min(seeds)} to {max(seeds)}: torch takes 0 to 2**64 - 1.")
+    asked = args.prompt or args.class_labels or []
+    if args.interpolate and (args.image or args.num_images < 2 or len(asked) > 1):
+        parser.error("--interpolate takes no --image, one class or prompt at most, and --num_images of at least 2.")
     for option, path, suffixes in (("--output", args.output, (".png", ".jpg")), ("--gif", args.gif, (".gif",))):
-        if path and (path.suffix not in suffixes or not path.absolute().parent.is_dir()):
+        if path and (path.suffix.lower() not in suffixes or not path.absolute().parent.is_dir()):
             parser.error(
                 f"{option} {path}: give a file that ends in {' or '.join(suffixes)}, in a folder that exists."
             )
+    return args
+
+
+def main():
+    args = parse_args()
     pipe = hub.load(args.model).to(PartialState().device)
-    grids = draw(pipe, args)
-    grids[-1].save(args.output)
+    values = conditions(pipe, args)
+    images, states = draw(pipe, args, values)
+    grid = labelled_grid({" ": images} if args.interpolate else rows(pipe, values, images))
+    grid.save(args.output)
+    if args.output_dir:
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        for i, image in enumerate(images):
+            image.save(args.output_dir / f"{args.seed + i}.png")
     if args.gif:
-        durations = [60] * (len(grids) - 1) + [2000]  # milliseconds
-        grids[0].save(args.gif, save_all=True, append_images=grids[1:], duration=durations, loop=0)
-    print(f"{args.num_images} images -> {args.output}" + (f", {args.gif}" if args.gif else ""))
+        frames = [labelled_grid(rows(pipe, values, state)) for state in states] + [grid]
+        if args.interpolate:
+            frames = [labelled_grid({" ": [image]}) for image in images]
+        durations = [60] * (len(frames) - 1) + [2000]  # milliseconds
+        frames[0].save(args.gif, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    print(
+        f"{len(images)} images -> {', '.join(str(path) for path in (args.output, args.output_dir, args.gif) if path)}"
+    )
 
 
 def class_ids(pipe, names: list[str] | None) -> list[int] | None:
@@ -53,46 +92,78 @@ def class_ids(pipe, names: list[str] | None) -> list[int] | None:
     ]
 
 
-def draw(pipe, args) -> list[Image.Image]:
-    """The grid, after its earlier states where an animation is wanted."""
-    classes = class_ids(pipe, args.class_labels)
-    labels = (
-        sorted((classes[i % len(classes)] for i in range(args.num_images)), key=classes.index) if classes else None
-    )
+def conditions(pipe, args) -> list | None:
+    """A class or prompt for each image, alike ones together; None where nothing is to be chosen."""
+    if args.interpolate and not (args.prompt or args.class_labels):
+        return None
+    asked = args.prompt or class_ids(pipe, args.class_labels)
+    return asked and sorted((asked[i % len(asked)] for i in range(args.num_images)), key=asked.index)
+
+
+def read_picture(path: Path | str | None, pipe) -> Image.Image | None:
+    """A file, read as training images are; cropped to the model's size where it is larger."""
+    if path is None:
+        return None
+    size, num_channels = pipe.unet.config.sample_size, pipe.unet.config.in_channels
+    with Image.open(path) as picture:
+        width, height = map(min, picture.size, (size, size) if isinstance(size, int) else size[::-1])
+        shape = 1 if picture.mode in ("1", "L") else num_channels, height, width
+        return Image.fromarray(decode(picture, str(path), shape).transpose(1, 2, 0).squeeze())
+
+
+def noise_of(end: str, pipe, steps: int, words: dict) -> torch.Tensor:
+    """The noise (1, C, H, W) of a seed, or the one from which DDIM draws a picture's file."""
+    if end.isdigit():
+        return pipe._initial_noise(1, torch.Generator().manual_seed(int(end)), None, pipe.device)
+    return pipe.invert(read_picture(end, pipe), steps, **{word: values[:1] for word, values in words.items()})
+
+
+def slerp(a: torch.Tensor, b: torch.Tensor, weight: float) -> torch.Tensor:
+    """From a to b on a sphere: what lies between two noises is as large as they are (Shoemake 1985)."""
+    angle = torch.acos(torch.cosine_similarity(a.flatten(), b.flatten(), dim=0)).clamp(min=1e-4)
+    return (torch.sin((1 - weight) * angle) * a + torch.sin(weight * angle) * b) / torch.sin(angle)
+
+
+def draw(pipe, args, values: list | None) -> tuple[list[Image.Image], list[list[Image.Image]]]:
+    """The images, and their state at each step where an animation of it is wanted."""
+    words = {"prompt" if args.prompt else "class_labels": values} if values else {}
+    names = ("guidance_scale", "num_inference_steps", "eta", "strength", "num_resample")
+    options = {name: getattr(args, name) for name in names}
+    options |= {name: read_picture(getattr(args, name), pipe) for name in ("image", "mask_image")}
+    latents = None
+    if args.interpolate:
+        steps = args.num_inference_steps or 50
+        scale = 1.0 if args.guidance_scale is None else args.guidance_scale
+        options |= {"num_inference_steps": steps, "eta": 0.0, "guidance_scale": scale}
+        ends = [noise_of(end, pipe, steps, words) for end in args.interpolate]
+        latents = torch.cat([slerp(*ends, i / (args.num_images - 1)) for i in range(args.num_images)])
     states: list[list[Image.Image]] = []  # at each step, of all images
 
-    def keep(images: list[Image.Image], step: int) -> None:
-        if step == len(states):
-            states.append([])
-        states[step] += images
-
     def on_step_end(pipe, i, t, tensors):
-        images = (tensors["latents"] / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
-        keep(pipe.numpy_to_pil(images.float().cpu().numpy()), i)
+        if i == len(states):
+            states.append([])
+        pixels = (tensors["latents"] / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+        states[i] += pipe.numpy_to_pil(pixels.float().cpu().numpy())
 
-    images = []
+    images: list[Image.Image] = []
     for start in range(0, args.num_images, args.batch_size):
-        count = min(args.batch_size, args.num_images - start)
+        part = slice(start, min(start + args.batch_size, args.num_images))
         images += pipe(
-            count,
-            [torch.Generator().manual_seed(args.seed + start + i) for i in range(count)],
-            num_inference_steps=args.num_inference_steps,
-            class_labels=labels and labels[start : start + count],
-            guidance_scale=args.guidance_scale,
-            eta=args.eta,
-            callback_on_step_end=on_step_end if args.gif else None,
+            generator=[torch.Generator().manual_seed(args.seed + i) for i in range(part.start, part.stop)],
+            latents=None if latents is None else latents[part],
+            callback_on_step_end=on_step_end if args.gif and not args.interpolate else None,
+            **{word: values[part] for word, values in words.items()},
+            **options,
         ).images
-    return [labelled_grid(rows(pipe, classes, labels, state)) for state in [*states, images]]
+    return images, states
 
 
-def rows(pipe, classes, labels, images) -> dict[str, list[Image.Image]]:
-    """The images of each class under its name."""
-    if not classes:
-        return {"": images}
-    found = {
-        pipe.id2label.get(c, str(c)): [image for image, label in zip(images, labels) if label == c] for c in classes
-    }
-    return {name: row for name, row in found.items() if row}
+def rows(pipe, values: list | None, images) -> dict[str, list[Image.Image]]:
+    """The images of each class or prompt under its name."""
+    found: dict[str, list[Image.Image]] = {}
+    for image, value in zip(images, values or [""] * len(images)):
+        found.setdefault(pipe.id2label.get(value, str(value)), []).append(image)
+    return found
 
 
 if __name__ == "__main__":
