@@ -297,11 +297,14 @@ class DDPMImagePipeline(DiffusionPipeline):
         mask_image = self._read_mask(mask_image, image)
         batch_size = self._batch_size(batch_size, rows, generator, latents, image, mask_image)
         condition = self._condition(rows, batch_size)
-        guidance_scale = self._guidance_scale(guidance_scale, rows)
-        steps, eta, solver_order, autocast = self._resolve_sampling(num_inference_steps, eta, solver_order, autocast)
+        named = (num_inference_steps, eta, solver_order, guidance_scale)
+        steps, eta, solver_order, guidance_scale = self.resolve_sampling(*named, rows is not None).values()
         callback_tensors = callback_on_step_end_tensor_inputs
-        self._check_options(output_type, guidance_rescale, eta, solver_order, callback_tensors, num_resample)
+        self._check_options(output_type, guidance_rescale, callback_tensors, num_resample)
         device = self._execution_device
+        if autocast is None:
+            is_fast = steps == self._saved_steps and self.unet.dtype == torch.float32
+            autocast = is_fast and has_bfloat16(device)
         scheduler = copy.copy(self.scheduler)  # each call has a chain of its own
         scheduler.set_timesteps(steps, device=device)
         options, drops_variance = self._step_options(generator, eta), not _knows_variance(scheduler)
@@ -408,33 +411,53 @@ class DDPMImagePipeline(DiffusionPipeline):
         """The arguments that this scheduler's step knows."""
         return inspect.signature(self.scheduler.step).parameters
 
-    def _resolve_sampling(self, num_inference_steps, eta, solver_order, autocast) -> tuple:
-        """Steps, eta, solver_order and autocast: as named, else as saved, else as the scheduler does by itself."""
-        saved = self.sampling
-        steps = saved.get("num_inference_steps", 1000) if num_inference_steps is None else num_inference_steps
-        if num_inference_steps is None:
-            steps = min(steps, len(self.scheduler))
-        elif not isinstance(steps, Integral) or isinstance(steps, bool) or steps < 1:
-            raise ValueError(f"num_inference_steps={steps!r} must be a whole number of at least 1.")
-        is_saved_number = bool(saved) and steps == min(saved.get("num_inference_steps", 0), len(self.scheduler))
-        rule = {"eta": saved.get("eta"), "solver_order": saved.get("solver_order")}
-        named = {"eta": eta, "solver_order": solver_order}
-        is_saved_rule = all(value is None or value == rule[name] for name, value in named.items())
-        if is_saved_number and is_saved_rule and "previous_original_sample" in self._step_takes:
-            eta, solver_order = rule["eta"], rule["solver_order"]
-        if autocast is None:
-            bfloat16 = has_bfloat16(self._execution_device)
-            autocast = is_saved_number and self.unet.dtype == torch.float32 and bfloat16
-        return steps, eta, solver_order, autocast
+    @property
+    def _saved_steps(self) -> int | None:
+        steps = self.sampling.get("num_inference_steps")
+        return steps and min(steps, len(self.scheduler))
 
-    def _guidance_scale(self, guidance_scale: float | None, rows) -> float:
+    def resolve_sampling(
+        self,
+        num_inference_steps: int | None = None,
+        eta: float | None = None,
+        solver_order: int | None = None,
+        guidance_scale: float | None = None,
+        is_conditional: bool = True,
+    ) -> dict[str, Any]:
+        """How a call with these arguments samples, by the same names: as named, else as saved with the model, else as the scheduler does.
+
+        is_conditional: whether the call names a condition.
+
+        Raises:
+            ValueError: a value that the scheduler or the model does not take.
+        """
+        steps = num_inference_steps
+        if steps is None:
+            steps = self._saved_steps or min(1000, len(self.scheduler))
+        elif not isinstance(steps, Integral) or isinstance(steps, bool) or int(steps) < 1:
+            raise ValueError(f"num_inference_steps={steps!r} must be a whole number of at least 1.")
+        kind, looks_back = type(self.scheduler).__name__, "previous_original_sample" in self._step_takes
+        if not 0 <= (eta or 0) <= 1:
+            raise ValueError(f"eta={eta} must be from 0 to 1.")
+        if eta is not None and "eta" not in self._step_takes:
+            raise ValueError(f"eta={eta}: {kind} takes none; None is its own rule.")
+        if solver_order is not None and not (looks_back and solver_order in (1, 2)):
+            raise ValueError(f"solver_order={solver_order}: {kind} takes {'1 or 2' if looks_back else 'none'}.")
+        rule = {"eta": eta, "solver_order": solver_order}
+        saved = {name: self.sampling.get(name) for name in rule}
+        if looks_back and steps == self._saved_steps and all(rule[name] in (None, saved[name]) for name in rule):
+            rule = saved
+        scale = self._guidance_scale(guidance_scale, is_conditional)
+        return {"num_inference_steps": steps, **rule, "guidance_scale": scale}
+
+    def _guidance_scale(self, guidance_scale: float | None, is_conditional: bool) -> float:
         if guidance_scale is None:
-            can_guide = rows is not None and (self._takes_text or self.null_label is not None)
+            can_guide = is_conditional and (self._takes_text or self.null_label is not None)
             return self.sampling.get("guidance_scale", 1.0) if can_guide else 1.0
         if not (isinstance(guidance_scale, Real) and 0 <= guidance_scale < float("inf")):
             raise ValueError(f"guidance_scale={guidance_scale!r} must be a number of at least 0.")
         if guidance_scale != 1:
-            if rows is None:
+            if not is_conditional:
                 needed = "a prompt" if self._takes_text else "class_labels"
                 raise ValueError(f"guidance_scale={guidance_scale} needs {needed} to guide to.")
             self._null_row(f"guidance_scale={guidance_scale}")
@@ -452,17 +475,11 @@ class DDPMImagePipeline(DiffusionPipeline):
             )
         return torch.tensor(self.null_label)
 
-    def _check_options(self, output_type, guidance_rescale, eta, solver_order, callback_tensors, num_resample) -> None:
-        name, looks_back = type(self.scheduler).__name__, "previous_original_sample" in self._step_takes
+    def _check_options(self, output_type, guidance_rescale, callback_tensors, num_resample) -> None:
         if output_type not in ("pil", "np", "numpy", "pt", "latent"):
             raise ValueError(f"output_type={output_type!r}: choose 'pil', 'np', 'pt' or 'latent'.")
-        for option, value in {"eta": eta, "guidance_rescale": guidance_rescale}.items():
-            if not 0 <= (value or 0) <= 1:
-                raise ValueError(f"{option}={value} must be from 0 to 1.")
-        if eta is not None and "eta" not in self._step_takes:
-            raise ValueError(f"eta={eta}: {name} takes none; None is its own rule.")
-        if solver_order is not None and not (looks_back and solver_order in (1, 2)):
-            raise ValueError(f"solver_order={solver_order}: {name} takes {'1 or 2' if looks_back else 'none'}.")
+        if not 0 <= guidance_rescale <= 1:
+            raise ValueError(f"guidance_rescale={guidance_rescale} must be from 0 to 1.")
         if not (isinstance(num_resample, int) and num_resample >= 1):
             raise ValueError(f"num_resample={num_resample!r} must be a whole number of at least 1.")
         if unknown := set(callback_tensors) - set(known := self._callback_tensor_inputs):

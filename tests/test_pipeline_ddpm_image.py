@@ -183,6 +183,15 @@ def test_the_saved_way_of_sampling_is_the_default(T):
     assert torch.equal(draw(eta=0.0, autocast=False), draw(plain, num_inference_steps=steps, eta=0.0))
 
 
+@pytest.mark.parametrize("named", [{}, {"num_inference_steps": 10}, {"eta": 0.0}, {"solver_order": 1, "eta": 0.5}])
+def test_resolve_sampling_returns_what_a_call_does(named):
+    pipe = make_pipeline(sampling=FAST | {"num_inference_steps": 5})
+    resolved = pipe.resolve_sampling(**named, is_conditional=False)
+    assert named.items() <= resolved.items() and resolved["guidance_scale"] == 1
+    images = [pipe(generator=seeds(0)[0], output_type="pt", **words).images for words in (named, resolved)]
+    assert torch.equal(*images)
+
+
 def test_without_a_saved_way_the_default_is_stocks():
     timesteps = []
     make_pipeline(scheduler=DDPMNoiseScheduler(num_train_timesteps=50))(
