@@ -16,11 +16,11 @@ class BuildWithModelCard(build_py):
             shutil.copyfile("model_card.md", Path(self.build_lib) / "ddpm_hf" / "model_card.md")
 
 
-TRAIN = ["datasets>=3.0", "tensorboard", "tqdm"]
-EVAL = ["datasets>=3.0", "torchmetrics>=1.6", "matplotlib", "tqdm"]
+TRAIN = ["datasets>=4.0", "tensorboard", "tqdm"]
+EVAL = ["datasets>=4.0", "torchmetrics>=1.6", "matplotlib", "tqdm"]
 APP = ["gradio>=6.0"]
 BENCH = [*TRAIN, "matplotlib", "denoising-diffusion-pytorch", "torchvision"]  # which wants the torch it was built for
-NOTEBOOK = ["datasets>=3.0", "matplotlib", "nbclient", "ipykernel"]
+NOTEBOOK = ["datasets>=4.0", "matplotlib", "nbclient", "ipykernel"]
 
 setup(
     name="ddpm_hf",
@@ -58,6 +58,7 @@ setup(
             *NOTEBOOK,
             "pytest",
             "pytest-xdist",
+            "hypothesis",
             "ruff",
             "mypy",
             "playwright",

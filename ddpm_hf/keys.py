@@ -37,6 +37,12 @@ def is_flipped(seed: int | None, position: int) -> bool:
     return seed is not None and hashlib.blake2b(f"flip {seed} {position}".encode(), digest_size=1).digest()[0] % 2 == 1
 
 
+def caption_index(seed: int, position: int, num_captions: int) -> int:
+    """Which of its captions the sample at `position` is given: uniform in range(num_captions)."""
+    digest = hashlib.blake2b(f"caption {seed} {position}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) % num_captions
+
+
 @functools.lru_cache(maxsize=2)  # batches straddle two epochs
 def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
     """The permutation of range(num_images) in which epoch `epoch` sees the images; int64 (num_images,)."""

@@ -1,16 +1,39 @@
-"""Images of a data set: decoded to uint8, in memory or on access, given out as x_0 in batches."""
+"""Images of a data set: decoded to uint8, in memory or on access, given out as x_0 in batches with what a model is conditioned on."""
 
 import functools
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+import psutil
+import pyarrow.compute as pc
 import torch
 from datasets.fingerprint import Hasher
 
 from ..images import to_x_0
-from ..keys import is_flipped
+from ..keys import caption_index, is_flipped
+
+# Larger sets are read from datasets' memory-mapped files: each rank has its own copy of what it holds, and eight may share a machine.
+MAX_BYTES_IN_MEMORY = min(4 * 2**30, psutil.virtual_memory().total // 4)
+DECODING = 2  # part of the names of cached pixels: raise it where `decode` returns other pixels than before
+
+
+class Fields(NamedTuple):
+    """Where a table has what a model is trained on: names of columns, and what becomes of their values."""
+
+    image: str
+    label: str | None
+    caption: str | None
+    shape: tuple[int, int, int]  # (C, H, W) of the decoded images
+    class_names: list[str] | None
 
 
 def collate_batch(batch):
@@ -18,98 +41,229 @@ def collate_batch(batch):
     return batch
 
 
-def decode(value, name: str, shape: tuple[int, int, int]) -> np.ndarray:
-    """A cell of an image column or a PIL image -> uint8 of `shape` (C, H, W): converted to "L" or "RGB", short side
-    resized, centre cropped. ValueError that starts with `name` where it cannot be."""
-    num_channels, height, width = shape
+def list_some(names: list[str], limit: int = 10) -> str:
+    """The first names, each cut at 40 characters, and dots for the others."""
+    return ", ".join(printable(name[:40]) for name in names[:limit]) + (", ..." if len(names) > limit else "")
+
+
+def printable(text: str) -> str:
+    """One line that is safe on a terminal, whatever a file is called."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def describe(what: str, class_names: list[str] | None, captions: bool, notes: list[str]) -> str:
+    """One line for people: what a model is trained on, and what was left out."""
+    classes = [f"{len(class_names)} classes ({list_some(class_names)})"] if class_names else []
+    return "; ".join([what, *(classes + ["captions"] * captions or ["no classes"]), *notes])
+
+
+@contextmanager
+def one_line_error(what: str) -> Iterator[None]:
+    """Turn whatever a library raises on a strange file into a ValueError of one line that begins with `what`."""
     try:
-        image = datasets.Image().decode_example(value)
-        if image.mode[0] in "IF":  # PIL would clip 16-bit, 32-bit and float values to 255
-            raise ValueError(f"mode {image.mode!r}, allowed are 8 bits per channel")
+        yield
+    except Exception as error:
+        cause = error.__cause__ or error
+        message = " ".join(str(cause).split()) or type(cause).__name__
+        raise ValueError(printable(f"{what}: {message[:300]}")) from error
+
+
+def decode(value, name: str, shape: tuple[int, int, int]) -> np.ndarray:
+    """A cell of an image column or a PIL image -> uint8 of `shape` (C, H, W), C = 1 in grey or 3 in RGB.
+
+    Greys of 16 bits are scaled to 8, transparent images composited on white; the short side is resized, the centre cropped.
+    Raises a ValueError that starts with `name` for what is not such an image.
+    """
+    num_channels, height, width = shape
+    path = value.get("path") if isinstance(value, dict) else None
+    with one_line_error(f"{name}{f' ({path})' if path else ''} cannot be used"):
+        if value is None:
+            raise ValueError("it is empty")
+        image = _to_8_bits(datasets.Image().decode_example(value))
+        if image.has_transparency_data:
+            white = PIL.Image.new("RGBA", image.size, "white")
+            image = PIL.Image.alpha_composite(white, image.convert("RGBA"))
         image = image.convert("L" if num_channels == 1 else "RGB")
         if image.size != (width, height):
             image = PIL.ImageOps.fit(image, (width, height), PIL.Image.Resampling.LANCZOS)
         return np.array(image).reshape(height, width, num_channels).transpose(2, 0, 1)
-    except Exception as error:  # PIL raises whatever a broken file leads it to
-        path = value.get("path") if isinstance(value, dict) else None
-        raise ValueError(f"{name}{f' ({path})' if path else ''} cannot be used: {error}") from error
 
 
-def _decode_rows(rows: dict, indices: list[int], column: str, shape: tuple[int, int, int]) -> dict:
-    return {"pixels": [decode(x, f"image {i}", shape).tobytes() for x, i in zip(rows[column], indices)]}
+def as_captions(value, name: str) -> list[str]:
+    """A cell of a caption column -> its captions: one, or several in a list."""
+    captions = [value] if isinstance(value, str) else value or []
+    if not captions or not all(captions):
+        raise ValueError(f"{name} has no caption, or an empty one")
+    return captions
 
 
-class DecodedOnAccess:
-    """Stands for the uint8 tensor (N, C, H, W) of a data set too large for memory; indexed by lists only."""
+def _to_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+    # Pillow's own conversions clip these values at 255.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return PIL.Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"mode {image.mode!r}, allowed are 8 bits per channel and greys of 16 bits")
+    return image
 
-    def __init__(self, dataset: datasets.Dataset, column: str, shape: tuple[int, int, int]):
-        self.dataset, self.column, self.shape = dataset, column, (len(dataset), *shape)
+
+def _decode_rows(rows: dict, indices: list[int], column: str, shape, keep_pixels: bool, skip: bool) -> dict:
+    pixels, errors = [], []
+    for value, i in zip(rows[column], indices):
+        try:
+            image, error = decode(value, f"image {i}", shape).tobytes(), ""
+        except ValueError as reason:
+            if not skip:
+                raise ValueError(f"{reason} (skip_undecodable leaves such images out)") from reason
+            image, error = b"", str(reason)
+        pixels.append(image if keep_pixels else b"")
+        errors.append(error)
+    return {"pixels": pixels, "error": errors}
+
+
+class EncodedImages:
+    """Images as they are stored: `images[list of int]` decodes them, uint8 (B, C, H, W). Stands for a tensor of `shape` (N, C, H, W)."""
+
+    def __init__(self, dataset: datasets.Dataset, column: str, rows: np.ndarray, shape: tuple[int, int, int]):
+        self.dataset = dataset.select_columns(column).cast_column(column, datasets.Image(decode=False))
+        self.column, self.rows, self.shape = column, rows, (len(rows), *shape)
 
     def __getitem__(self, indices: list[int]) -> torch.Tensor:
-        values = self.dataset[indices][self.column]
-        return torch.from_numpy(np.stack([decode(x, f"image {i}", self.shape[1:]) for x, i in zip(values, indices)]))
+        rows = self.rows[indices].tolist()
+        values = self.dataset[rows][self.column]
+        return torch.from_numpy(np.stack([decode(x, f"image {i}", self.shape[1:]) for x, i in zip(values, rows)]))
 
-    def in_memory(self) -> torch.Tensor:
-        """The whole tensor. The decoded bytes stay in datasets' cache, so that the next start decodes nothing."""
-        decoded = self.dataset.map(
+    def stored_sizes(self) -> np.ndarray:
+        """Bytes of each image as it is stored, int64 (N,); reads none of them."""
+        cells = self.dataset.data.column(self.column)
+        sizes = pc.binary_length(pc.struct_field(cells, "bytes")).to_pylist()
+        paths = pc.struct_field(cells, "path").to_pylist()
+        return np.array([os.path.getsize(paths[i]) if sizes[i] is None else sizes[i] for i in self.rows], np.int64)
+
+    def decode_all(self, keep_pixels: bool, skip_undecodable: bool, cache: Path):
+        """-> the images as one tensor or, without `keep_pixels`, as `EncodedImages`; which of them are left, and the errors of the others.
+
+        The result stays in the folder `cache`, so that the next start decodes nothing.
+        """
+        cache.mkdir(parents=True, exist_ok=True)
+        shape = self.shape[1:]
+        options = {"column": self.column, "shape": shape, "keep_pixels": keep_pixels, "skip": skip_undecodable}
+        key = Hasher.hash([DECODING, self.dataset._fingerprint, self.rows, options])
+        decoded = self.dataset.select(self.rows).map(
             _decode_rows,
-            fn_kwargs={"column": self.column, "shape": self.shape[1:]},
+            fn_kwargs=options,
             batched=True,
+            batch_size=max(1, min(1000, 2**28 // math.prod(shape))),
             with_indices=True,
             remove_columns=self.dataset.column_names,
+            features=datasets.Features(pixels=datasets.Value("large_binary"), error=datasets.Value("string")),
+            cache_file_name=str(cache / f"pixels-{key}.arrow"),
             desc="Decoding images",
         )
-        chunks = (b"".join(chunk.to_pylist()) for chunk in decoded.data.column("pixels").chunks)
-        pixels = np.concatenate([np.frombuffer(chunk, np.uint8) for chunk in chunks])
-        return torch.from_numpy(pixels.reshape(self.shape))
+        errors = decoded.data.column("error").to_pylist()
+        left = [i for i, error in enumerate(errors) if not error]
+        images: Any = EncodedImages(self.dataset, self.column, self.rows[left], shape)
+        if keep_pixels:
+            chunks = (b"".join(chunk.to_pylist()) for chunk in decoded.data.column("pixels").chunks)
+            pixels = np.concatenate([np.frombuffer(chunk, np.uint8) for chunk in chunks])
+            images = torch.from_numpy(pixels.reshape(images.shape))
+        return images, left, [error for error in errors if error]
 
 
 class ImageDataset(torch.utils.data.Dataset):
-    """Images with their labels, read a batch at a time.
+    """Images with what a model is conditioned on, read a batch at a time.
 
-    `images`: uint8 (N, C, H, W), None where they are decoded on access; `labels`: int64 (N,) or None; `class_names` or
-    None. With an int as `flip_seed`, half of the images are flipped, decided per (flip_seed, position).
+    images: uint8 (N, C, H, W), None where they are decoded on access. labels: int64 (N,) or None, with their class_names.
+    captions: of each image a list of str, or None. notes: what was held out and skipped, for `describe`.
+    seed, random_flip: half of the images are flipped, and one of several captions is drawn, by (seed, position in the run).
     """
 
-    def __init__(self, pixels, labels: torch.Tensor | None = None, class_names: list[str] | None = None):
-        self._pixels, self.labels, self.class_names = pixels, labels, class_names
+    def __init__(
+        self,
+        pixels: torch.Tensor | EncodedImages,
+        labels: torch.Tensor | None = None,
+        class_names: list[str] | None = None,
+        captions: list[list[str]] | None = None,
+        notes: list[str] | None = None,
+    ):
+        if pixels.shape[0] == 0:
+            raise ValueError("split: it holds no images")
+        self._pixels: Any = pixels
+        self.labels, self.class_names, self.captions = labels, class_names, captions
         self.images = pixels if isinstance(pixels, torch.Tensor) else None
         self.num_channels, self.image_size = pixels.shape[1], tuple(pixels.shape[2:])
-        if len(self) == 0:
-            raise ValueError("split: it holds no images")
-        self.flip_seed: int | None = None
+        self.notes, self.seed, self.random_flip = notes or [], 0, False
+        self._embeddings: dict[str, torch.Tensor] | None = None
 
     def __len__(self):
         return self._pixels.shape[0]
+
+    def describe(self) -> str:
+        """One line: how many images, which classes, what is held out, how many files were skipped and why."""
+        height, width = self.image_size
+        return describe(f"{len(self)} images of {height} x {width}", self.class_names, bool(self.captions), self.notes)
 
     def __getitem__(self, index):
         batch = self.__getitems__(index if isinstance(index, list) else [index])
         return batch if isinstance(index, list) else {name: values[0] for name, values in batch.items()}
 
-    def __getitems__(self, indices: list[int] | list[tuple[int, int]]) -> dict[str, torch.Tensor]:
-        """Indices, or (position, index) pairs of a `SampleOrder` -> "x_0": float32 (B, C, H, W) in [-1, 1], "class_labels":
-        int64 (B,) when there are labels, "position": int64 (B,) for pairs."""
+    def __getitems__(self, indices: list) -> dict:
+        """Indices, or (position, index) pairs of a `SampleOrder` -> a batch:
+
+        "x_0": float32 (B, C, H, W) in [-1, 1]; "position": int64 (B,), for pairs; "class_labels": int64 (B,), of labelled images;
+        "prompt": list of str, of images with captions, or, after `embed_captions`, "prompt_embeds": float32 (B, D).
+        Without positions nothing is flipped, and the first caption is taken.
+        """
         positions, indices = map(list, zip(*indices)) if isinstance(indices[0], tuple) else (None, indices)
         pixels = self._pixels[indices]
-        if self.flip_seed is not None and positions is not None:
-            flipped = torch.tensor([is_flipped(self.flip_seed, position) for position in positions])
+        if self.random_flip and positions is not None:
+            flipped = torch.tensor([is_flipped(self.seed, position) for position in positions])
             pixels = torch.where(flipped[:, None, None, None], pixels.flip(-1), pixels)
-        batch = {"x_0": to_x_0(pixels)}
-        if self.labels is not None:
-            batch["class_labels"] = self.labels[indices]
+        batch: dict = {"x_0": to_x_0(pixels)}
         if positions is not None:
             batch["position"] = torch.tensor(positions)
+        if self.labels is not None:
+            batch["class_labels"] = self.labels[indices]
+        if self.captions is not None:
+            several = [self.captions[i] for i in indices]
+            prompt = [captions[0] for captions in several]
+            if positions is not None:
+                drawn = [caption_index(self.seed, p, len(captions)) for p, captions in zip(positions, several)]
+                prompt = [captions[k] for k, captions in zip(drawn, several)]
+            if self._embeddings is None:
+                batch["prompt"] = prompt
+            else:
+                batch["prompt_embeds"] = torch.stack([self._embeddings[text] for text in prompt]).float()
         return batch
+
+    def embed_captions(self, encode: Callable[[list[str]], torch.Tensor], encoder: str, cache_dir: str | None = None):
+        """Give batches "prompt_embeds" in place of "prompt".
+
+        encode: n captions -> float (n, D); called once for all different captions. Its results are kept in memory and in datasets'
+        cache as float16, under a hash of the captions and `encoder`, a name that no other encoder has.
+        """
+        texts = sorted({text for captions in self.captions for text in captions})
+        path = cache_folder(cache_dir) / f"captions-{Hasher.hash([texts, encoder])}.npy"
+        if not path.exists():
+            chunks = [encode(texts[i : i + 256]).cpu() for i in range(0, len(texts), 256)]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+                np.save(Path(folder, path.name), torch.cat(chunks).half().numpy())
+                os.replace(Path(folder, path.name), path)
+        self._embeddings = dict(zip(texts, torch.from_numpy(np.load(path))))
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of shape, labels and 256 images spread evenly: the same whether or not the set fits in memory."""
-        spread = np.linspace(0, len(self) - 1, num=min(len(self), 256), dtype=int).tolist()
-        labels = b"" if self.labels is None else self.labels.numpy()
-        return Hasher.hash_bytes([str(tuple(self._pixels.shape)).encode(), labels, self._pixels[spread].numpy()])
+        """Hash of labels, class names, captions and images.
 
-    @functools.cached_property
-    def cache_key(self) -> str:
-        """Of every image: the pixels in memory, or datasets' own fingerprint of the files."""
-        every = self._pixels.dataset._fingerprint.encode() if self.images is None else self.images.numpy()
-        return Hasher.hash_bytes([self.fingerprint.encode(), every])
+        In memory it sees every pixel. Of images that are decoded on access it sees the stored size of each and the pixels of 256.
+        """
+        every, rows = self.images, np.linspace(0, len(self) - 1, num=min(len(self), 256), dtype=int)
+        seen = [self._pixels.stored_sizes(), self._pixels[rows].numpy()] if every is None else [every.numpy()]
+        labels = b"" if self.labels is None else self.labels.numpy()
+        facts = [tuple(self._pixels.shape), self.class_names, self.captions]
+        return Hasher.hash_bytes([repr(facts).encode(), labels, *seen])
+
+
+def cache_folder(cache_dir: str | None) -> Path:
+    """Where decoded images, unpacked archives and embeddings are kept: in datasets' cache."""
+    return Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "ddpm_hf"

@@ -1,106 +1,150 @@
-"""Any data set -> x_0, float32 NCHW in [-1, 1], and its labels.
+"""Any data set -> x_0, float32 NCHW in [-1, 1], and its labels or captions.
 
-Ho et al. 2020 (arXiv 2006.11239), section 3.3: "image data consists of integers in {0, 1, ..., 255} scaled linearly to
-[-1, 1]": `to_x_0`, and `to_uint8` for the way back. `datasets` loads, caches and streams.
+Ho et al. 2020 (arXiv 2006.11239), section 3.3: "image data consists of integers in {0, 1, ..., 255} scaled linearly to [-1, 1]".
 
-Upstream: a Hub id, a folder of images, or of IDX files. Downstream: training, likelihood, fidelity.
+Upstream: a Hub id, or a folder or zip on this machine (`folders`, `idx`). Downstream: training, likelihood, fidelity.
+
+One rule for held-out images, for every script: the split "test" is the set's own test split, else its validation split, else every tenth
+image of train, which "train" is then without. Where train has labels, a split without labels is passed over.
 """
 
-import gzip
 import logging
 import math
-import os
-import zlib
+from collections.abc import Collection
 from pathlib import Path
 
 import datasets
 import numpy as np
-import PIL.Image
-import PIL.ImageOps
-import psutil
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
-from datasets.data_files import EmptyDatasetError
-from datasets.exceptions import DatasetBuildError, FileNotFoundDatasetsError
 from datasets.fingerprint import Hasher
 from datasets.utils.file_utils import get_session
 
-from .images import DecodedOnAccess, ImageDataset, decode
+from . import idx, images
+from .folders import SPLIT_NAMES, load_folder, unzip
+from .images import EncodedImages, Fields, ImageDataset, as_captions, cache_folder, list_some
 from .streaming import StreamedImages
 
 logger = logging.getLogger(__name__)
 
 FASHION_MNIST = "zalando-datasets/fashion_mnist"
-FASHION_MNIST_CLASSES = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(",")
-_DEBIAN_FOLDER = "usr/share/datasets/fashion-mnist"  # of Debian's package, in / or in what `make data` unpacked
-FASHION_MNIST_FOLDERS = [str(root / _DEBIAN_FOLDER) for root in (Path("/"), Path(__file__).parents[2] / ".data")]
 
-# Larger sets are read from datasets' memory-mapped files: each rank has its own copy of what it holds, and eight may share a machine.
-MAX_BYTES_IN_MEMORY = min(4 * 2**30, psutil.virtual_memory().total // 4)
-
-IDX_SPLITS = {"train": "train", "test": "t10k"}
-IDX_FEATURES = {"image": datasets.Image(), "label": datasets.ClassLabel(10)}
-STRINGS = ["string", "large_string"]
+TEXT = ["string", "large_string"]
+INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
 # Argument -> the type that tells its column, its usual names, and the other types that a column so named may have.
-COLUMNS = {
-    "image_column": (datasets.Image, ["image", "img"], ["binary"]),
-    "label_column": (datasets.ClassLabel, ["label", "labels", "fine_label"], [*STRINGS, "int64", "int32", "uint8"]),
+COLUMNS: dict[str, tuple] = {
+    "image_column": (datasets.Image, ["image", "img"], ["binary", "large_binary"]),
+    "label_column": (datasets.ClassLabel, ["label", "labels", "fine_label"], [*TEXT, *INTEGERS, "bool"]),
+    "caption_column": (
+        (),
+        ["text", "caption", "captions", "prompt", "name"],
+        [*TEXT, *(f"list of {x}" for x in TEXT)],
+    ),
 }
+Labels = dict[str, np.ndarray | None]  # of each split
 
 
 def load_image_dataset(
     dataset: str,
     *,
-    split: str = "train",
-    image_column: str | None = None,
-    label_column: str | None = None,
     num_channels: int,
     image_size: int | tuple[int, int],
+    split: str = "train",
+    conditions: Collection[str] = ("class_labels",),
+    image_column: str | None = None,
+    label_column: str | None = None,
+    caption_column: str | None = None,
+    skip_undecodable: bool = False,
+    streaming: bool = False,
     cache_dir: str | None = None,
     token: str | None = None,
-    streaming: bool = False,
 ) -> ImageDataset | StreamedImages:
-    """Load `dataset`: a Hub id, a folder of images (or parquet...), or a folder with IDX files.
+    """Load `dataset`: a Hub id; a folder or zip of images; a folder of tables (parquet, arrow, tar), of `save_to_disk`, of IDX files.
 
-    `split` may be a part, as in datasets ("train[:90%]"). Images become `num_channels` (1 = grayscale, 3 = RGB) x
-    `image_size` (H, W; one int for a square). Columns are found by their type, or named. FashionMNIST's id falls back
-    to a local copy where the Hub cannot be reached. Raises ValueError or FileNotFoundError that names the argument.
+    Args:
+        num_channels, image_size: 1 is grey, 3 is RGB; (H, W), or one int for a square.
+        split: "train", "test" (by the rule above), or the name of another split.
+        conditions: what is read beside the images: "class_labels", where there are any, "captions", both or neither.
+        image_column, label_column, caption_column: found by type and usual names if not given.
+        skip_undecodable: leave out images that cannot be decoded, and count them; otherwise the first of them is an error.
+        streaming: read a Hub set as it is needed, never as a whole. No image of its train split is held out.
+        cache_dir: of datasets, which also keeps decoded images. token: for private sets of the Hub.
+
+    Raises:
+        ValueError, OSError: one line that names the argument or the file.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if num_channels not in (1, 3) or len(size) != 2 or min(size) < 1:
         raise ValueError(f"num_channels={num_channels}, image_size={image_size}: allowed are 1 or 3; positive sizes")
-    folder, shape = Path(dataset).expanduser(), (num_channels, *size)
-    columns = {"image_column": image_column, "label_column": label_column}
-    if not folder.is_dir() and (folder.is_absolute() or dataset.startswith((".", "~")) or dataset.count("/") > 1):
-        raise FileNotFoundError(f"dataset={dataset!r}: there is no such folder")
-    if _idx_files(folder, "images"):
-        return _load_idx(folder, split, columns, shape, streaming)
-    try:
-        loaded = _load(folder if folder.is_dir() else dataset, split, cache_dir, token, streaming)
-        found = _from_datasets(loaded, columns, shape, Hasher.hash([dataset, split, columns, shape]))
-    except ConnectionError as error:
-        if dataset != FASHION_MNIST:
-            raise FileNotFoundError(f"dataset={dataset!r}: no such folder, not cached, and {error}") from error
-        found = _load_idx(_local_fashion_mnist(error), split, columns, shape, streaming)
-    if dataset == FASHION_MNIST:
-        found.class_names = FASHION_MNIST_CLASSES
+    if not set(conditions) <= {"class_labels", "captions"}:
+        raise ValueError(f"conditions={conditions!r}: allowed are 'class_labels' and 'captions'")
+    named = {"image_column": image_column}
+    named |= {"label_column": label_column} if "class_labels" in conditions else {}
+    named |= {"caption_column": caption_column} if "captions" in conditions else {}
+    splits, notes = _open(dataset, named.get("label_column", "none") in (None, "label"), cache_dir, token, streaming)
+    features = next(iter(splits.values())).features or {}
+    columns = {argument: _find_column(features, argument, name) for argument, name in named.items()}
+    labels, class_names = _read_labels(splits, columns.get("label_column"))
+    name, rows, note = _choose(dataset, split, splits, labels)
+    if dataset == FASHION_MNIST and len(class_names or []) == len(idx.FASHION_MNIST_CLASSES):
+        class_names = idx.FASHION_MNIST_CLASSES
+    captions, shape, notes = columns.get("caption_column"), (num_channels, *size), note + notes
+    fields = Fields(columns["image_column"], columns.get("label_column"), captions, shape, class_names)
+    found: ImageDataset | StreamedImages
+    if streaming:
+        fingerprint = Hasher.hash([dataset, split, named, shape])
+        found = _stream(splits[name], rows, labels[name], fields, skip_undecodable, notes, fingerprint)
+    else:
+        found = _read(splits[name], rows, labels[name], fields, skip_undecodable, notes, cache_folder(cache_dir))
+    if named.get("label_column") and not found.class_names:
+        raise ValueError(f"label_column={label_column!r} holds no labels")
     return found
 
 
-def _load(dataset, split, cache_dir, token, streaming):
+# ---------------------------------------------------------------------- where a data set is
+
+
+def _open(dataset: str, class_folders: bool, cache_dir, token, streaming) -> tuple[dict, list[str]]:
+    """-> the splits by name, each a `Dataset` or, of streamed tables, an `IterableDataset`; and notes on files that were skipped."""
+    folder, cache = Path(dataset).expanduser(), cache_folder(cache_dir)
+    if folder.is_file():
+        if folder.suffix.lower() != ".zip":
+            raise ValueError(f"dataset={dataset!r} is a file; allowed are a Hub id, a folder and a zip")
+        folder = unzip(str(folder), cache)
+    if not folder.is_dir():
+        if folder.is_absolute() or dataset.startswith((".", "~")) or dataset.count("/") > 1:
+            raise FileNotFoundError(f"dataset={dataset!r}: there is no such folder")
+        try:
+            return _load_from_hub(dataset, cache_dir, token, streaming), []
+        except ConnectionError as error:
+            folder = idx.find_fashion_mnist() if dataset == FASHION_MNIST else None
+            if folder is None:
+                raise FileNotFoundError(f"dataset={dataset!r}: no such folder, not cached, and {error}") from error
+            logger.warning(f"{error}: FashionMNIST is read from {folder}")
+    if idx.is_idx_folder(folder):
+        return idx.load_idx(folder), []
+    return load_folder(folder, cache, class_folders, streaming)
+
+
+def _load_from_hub(dataset: str, cache_dir, token, streaming) -> dict:
     """datasets.load_dataset with clear errors; ConnectionError, soon, where the Hub is needed and out of reach."""
-    offline, local = datasets.config.HF_HUB_OFFLINE, isinstance(dataset, Path)
+    offline = datasets.config.HF_HUB_OFFLINE
     try:
         # The client would retry for half a minute; offline it goes to its cache at once.
-        datasets.config.HF_HUB_OFFLINE = offline or not (local or _hub_answers(dataset))
-        return datasets.load_dataset(str(dataset), split=split, cache_dir=cache_dir, token=token, streaming=streaming)
-    except (FileNotFoundDatasetsError, EmptyDatasetError) as error:
-        raise FileNotFoundError(f"dataset={str(dataset)!r}: no folder with images, nor a Hub id: {error}") from error
+        datasets.config.HF_HUB_OFFLINE = offline or not _hub_answers(dataset)
+        return dict(datasets.load_dataset(dataset, cache_dir=cache_dir, token=token, streaming=streaming))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"dataset={dataset!r}: no folder, nor a Hub id: {str(error).splitlines()[0]}"
+        ) from error
     except OSError as error:
-        if local:
-            raise
-        raise ConnectionError(f"the Hub cannot be reached ({type(error).__name__})") from error
-    except (ValueError, DatasetBuildError) as error:
-        raise ValueError(f"dataset={str(dataset)!r}, split={split!r}: {error.__cause__ or error}") from error
+        ways = "; `make data` gets Debian's dataset-fashion-mnist, $FASHION_MNIST_DIR names a copy"
+        raise ConnectionError(
+            f"the Hub cannot be reached ({type(error).__name__}){ways if dataset == FASHION_MNIST else ''}"
+        ) from error
+    except (ValueError, datasets.exceptions.DatasetBuildError) as error:
+        raise ValueError(f"dataset={dataset!r}: {str(error.__cause__ or error).splitlines()[0]}") from error
     finally:
         datasets.config.HF_HUB_OFFLINE = offline
 
@@ -113,111 +157,149 @@ def _hub_answers(dataset: str) -> bool:
         return False
 
 
-def _local_fashion_mnist(error: Exception) -> Path:
-    folders = [os.environ.get("FASHION_MNIST_DIR", "$FASHION_MNIST_DIR"), *FASHION_MNIST_FOLDERS]
-    for folder in map(Path, folders):
-        if _idx_files(folder, "images"):
-            logger.warning(f"{error}: FashionMNIST is read from {folder}")
-            return folder
-    ways = "give a way to the Hub; or get Debian's dataset-fashion-mnist (`make data`) or set $FASHION_MNIST_DIR"
-    raise FileNotFoundError(f"dataset={FASHION_MNIST!r}: {error}, and no copy is in {folders}: {ways}") from error
-
-
-def _idx_files(folder: Path, kind: str) -> dict[str, Path]:
-    """Split name -> IDX file of `kind` ("images" or "labels") in the folder, for the splits that it holds."""
-    found = {name: sorted(folder.glob(f"{part}-{kind}[-.]idx?-ubyte*")) for name, part in IDX_SPLITS.items()}
-    return {name: files[0] for name, files in found.items() if files}
-
-
-def _read_idx(file: Path) -> np.ndarray:
-    """An IDX file of uint8: two zero bytes, the type 8, the number of dimensions, their sizes, the values."""
-    try:
-        content = (gzip.decompress if file.suffix == ".gz" else bytes)(file.read_bytes())
-        shape = np.frombuffer(content, ">u4", content[3], offset=4)
-        return np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
-    except (ValueError, IndexError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{file} is truncated or not an IDX file of bytes: {error}") from error
-
-
-def _load_idx(folder: Path, split: str, columns: dict, shape: tuple[int, int, int], streaming: bool) -> ImageDataset:
-    if streaming:
-        raise ValueError(f"streaming=True: the IDX files of {folder} can only be read whole")
-    for argument, named in columns.items():
-        _find_column(IDX_FEATURES, argument, named)
-    found = (_idx_files(folder, kind) for kind in ("images", "labels"))
-    images, labels = ({name: _read_idx(file) for name, file in files.items()} for files in found)
-    for name, pixels in images.items():
-        if name not in labels or pixels.ndim != 3 or labels[name].shape != pixels.shape[:1]:
-            raise ValueError(f"{folder}: the {name} images, of shape {pixels.shape}, need a file of as many labels")
-    parts = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(x) for name, x in images.items()})
-    pixels, targets = (np.concatenate([x[p.splitname][p.from_ : p.to] for p in parts]) for x in (images, labels))
-    if shape != (1, *pixels.shape[1:]):
-        pixels = np.stack([decode(PIL.Image.fromarray(image), str(folder), shape) for image in pixels])
-    class_names = [str(label) for label in range(max(x.max() for x in labels.values()) + 1)]
-    return ImageDataset(torch.from_numpy(pixels.reshape(-1, *shape)), torch.from_numpy(targets).long(), class_names)
-
-
-def _from_datasets(loaded, columns: dict, shape: tuple[int, int, int], fingerprint: str):
-    """What datasets loaded (`Dataset` or `IterableDataset`) -> `ImageDataset` or `StreamedImages`."""
-    features = loaded.features or {}
-    image_column, label_column = (_find_column(features, argument, named) for argument, named in columns.items())
-    if image_column is None:
-        raise ValueError(f"image_column=None: no column holds images; the columns are {list(features)}")
-    loaded = loaded.cast_column(image_column, datasets.Image(decode=False))
-    if label_column and _is_unlabelled(loaded, label_column):
-        if columns["label_column"]:
-            raise ValueError(f"label_column={label_column!r} holds no labels")
-        label_column = None
-    loaded = loaded.select_columns([name for name in (image_column, label_column) if name is not None])
-    class_names = getattr(features.get(label_column), "names", None)
-    if isinstance(loaded, datasets.IterableDataset):
-        if label_column is not None and class_names is None:
-            raise ValueError(f"label_column={label_column!r}: {features[label_column]}, streaming needs ClassLabel")
-        return StreamedImages(loaded, image_column, label_column, shape, class_names, fingerprint)
-    labels = None
-    if label_column is not None:
-        if getattr(features[label_column], "dtype", None) in STRINGS:
-            loaded = loaded.class_encode_column(label_column)
-            class_names = loaded.features[label_column].names
-        labels = torch.from_numpy(loaded.data.column(label_column).fill_null(-1).to_numpy().astype(np.int64))
-        if (labels < 0).any():
-            raise ValueError(f"label_column={label_column!r}: {(labels < 0).sum()} of {len(labels)} have no label")
-        class_names = class_names or [str(label) for label in range(labels.max() + 1)]
-    stored = DecodedOnAccess(loaded, image_column, shape)
-    pixels = stored.in_memory() if 0 < math.prod(stored.shape) <= MAX_BYTES_IN_MEMORY else stored
-    return ImageDataset(pixels, labels, class_names)
-
-
-def _is_unlabelled(loaded, label_column: str) -> bool:
-    """Whether the column says -1 throughout, as unlabelled splits on the Hub do, or nothing, as where folders train/ and
-    test/ hold no classes. Of a stream the first row tells."""
-    if not isinstance(loaded, datasets.IterableDataset):
-        return set(loaded.unique(label_column)) <= {None, -1}
-    # Where there are no classes the column is promised, but not there.
-    first: dict = next(iter(loaded.decode(False)), {})
-    if unlabelled := first.get(label_column) in (None, -1):
-        logger.warning(f"label_column={label_column!r}: the first row has no label, so none is used")
-    return unlabelled
+# ---------------------------------------------------------------------- which columns, labels and rows
 
 
 def _find_column(features: dict, argument: str, named: str | None) -> str | None:
-    """The named column; else the one of the type that tells it; else one with a usual name; else None."""
-    kind, usual, other_dtypes = COLUMNS[argument]
-    dtypes = {c: getattr(f, "dtype", "binary" if isinstance(f, dict) else "") for c, f in features.items()}
-    typed = [c for c, feature in features.items() if isinstance(feature, kind)]
-    suiting = [c for c in features if c in typed or dtypes[c] in other_dtypes]
+    """The named column; else the one of the type that tells it; else one with a usual name. Without any, None for labels alone."""
+    kind, usual, other_types = COLUMNS[argument]
+    types = {column: _type_name(feature) for column, feature in features.items()}
+    typed = [column for column, feature in features.items() if isinstance(feature, kind)]
+    suiting = [column for column in features if column in typed or types[column] in other_types]
     if named is not None:
         if named not in suiting:
             raise ValueError(
                 f"{argument}={named!r}: allowed are {suiting}, of the data set's columns {list(features)}"
             )
         return named
-    usual_typed = [c for c in usual if c in typed]
+    usual_typed = [column for column in usual if column in typed]
     if len(typed) > 1 and not usual_typed:
         raise ValueError(f"{argument}=None: {typed} all hold {kind.__name__} values; name one of them")
-    if found := usual_typed or typed or [c for c in usual if c in suiting]:
+    if found := usual_typed or typed or [column for column in usual if column in suiting]:
         return found[0]
-    for c in usual:
-        if c in features:
-            logger.warning(f"{argument}=None: {c!r} holds {dtypes[c]} and is not used")
+    if argument != "label_column":
+        raise ValueError(f"{argument}=None: no column suits; the columns are {list(features)}")
+    for column in usual:
+        if column in features:
+            logger.warning(f"{argument}=None: {column!r} holds {types[column]} and is not used")
     return None
+
+
+def _type_name(feature) -> str:
+    if isinstance(feature, datasets.List):
+        return f"list of {_type_name(feature.feature)}"
+    return getattr(feature, "dtype", "binary" if isinstance(feature, dict) else "")
+
+
+def _read_labels(splits: dict, column: str | None) -> tuple[Labels, list[str] | None]:
+    """Of each split its labels, int64 (N,), -1 where an image has none, or None where no image has one; and the names of the classes.
+
+    Without names in the data the classes are the values that occur in any split, in their order.
+    """
+    none: Labels = dict.fromkeys(splits)
+    stored = {name: part for name, part in splits.items() if column and column in (part.features or {})}
+    features = {name: part.features[column] for name, part in stored.items()}
+    names = next((feature.names for feature in features.values() if isinstance(feature, datasets.ClassLabel)), None)
+    if any(isinstance(part, datasets.IterableDataset) for part in stored.values()):
+        if names is None:
+            raise ValueError(f"label_column={column!r}: {features['train']}, streaming needs ClassLabel")
+        return none, names
+    values = {name: part.data.column(column) for name, part in stored.items()}
+    values = {name: x for name, x in values.items() if not set(x.unique().to_pylist()) <= {None, -1, ""}}
+    if not values:
+        return none, None
+    if len({str(features[name]) for name in values}) > 1:
+        raise ValueError(f"label_column={column!r}: the splits have labels of different kinds, {features}")
+    if names is None:
+        occurring = sorted({value for x in values.values() for value in x.unique().to_pylist()} - {None, ""})
+        names = [str(value) for value in occurring]
+        values = {name: pc.index_in(x, pa.array(occurring, x.type)) for name, x in values.items()}
+    labels = {name: x.fill_null(-1).to_numpy().astype(np.int64) for name, x in values.items()}
+    for name, x in labels.items():
+        if x.min() < -1 or x.max() >= len(names):
+            raise ValueError(
+                f"label_column={column!r}: {name} has labels of {x.min()} to {x.max()}, and {len(names)} names"
+            )
+    return none | labels, names
+
+
+def _choose(dataset: str, split: str, splits: dict, labels: Labels) -> tuple[str, np.ndarray | None, list[str]]:
+    """The rule for held-out images -> the name of a split, its rows (None of a streamed one), and a note."""
+    roles = {SPLIT_NAMES.get(name, name): name for name in reversed(splits)}
+    train = roles.get("train", next(iter(splits)) if len(splits) == 1 else None)
+    if split not in ("train", "test"):
+        train = split if split in splits else None
+    if train is None:
+        raise ValueError(f"split={split!r}: dataset={dataset!r} has the splits {list(splits)}")
+    streamed = isinstance(splits[train], datasets.IterableDataset)
+    rows = {name: None if streamed else np.arange(part.num_rows) for name, part in splits.items()}
+    others = [roles[role] for role in ("test", "validation") if roles.get(role, train) != train]
+    others = [x for x in others if streamed or len(rows[x]) and (labels[x] is not None or labels[train] is None)]
+    if split == "test" and others:
+        return others[0], rows[others[0]], [f"the split {others[0]!r}"]
+    if split != "test" and (others or streamed or split != "train" or len(rows[train]) < 10):
+        return train, rows[train], []
+    if streamed or len(rows[train]) < 10:
+        raise ValueError(
+            f"split='test': dataset={dataset!r} has no other split, and of {train!r} nothing can be held out"
+        )
+    tenth = rows[train] % 10 == 9
+    if split == "test":
+        return train, rows[train][tenth], [f"every tenth image of {train!r}"]
+    return train, rows[train][~tenth], [f"every tenth image is held out ({tenth.sum()})"]
+
+
+# ---------------------------------------------------------------------- images
+
+
+def _read(table, rows, labels, fields: Fields, skip_undecodable: bool, notes: list[str], cache: Path) -> ImageDataset:
+    if missing := [name for name in (fields.image, fields.caption) if name and name not in table.column_names]:
+        raise ValueError(f"the split has no column {missing[0]!r}; it has {table.column_names}")
+    pixels = EncodedImages(table, fields.image, rows, fields.shape)
+    fits = 0 < math.prod(pixels.shape) <= images.MAX_BYTES_IN_MEMORY
+    if fits or (skip_undecodable and len(rows)):
+        pixels, left, errors = pixels.decode_all(fits, skip_undecodable, cache)
+        if not left:
+            raise ValueError(f"no image can be decoded: {errors[0]}")
+        rows, notes = (
+            rows[left],
+            notes + ([f"skipped {len(errors)} images that cannot be decoded: {errors[0]}"] if errors else []),
+        )
+    if labels is not None and (unlabelled := int((labels[rows] < 0).sum())):
+        raise ValueError(f"label_column={fields.label!r}: {unlabelled} of {len(rows)} have no label")
+    captions = None
+    if fields.caption is not None:
+        cells = table.data.column(fields.caption).take(rows).to_pylist()
+        captions = [as_captions(cell, f"image {i}") for cell, i in zip(cells, rows)]
+    if labels is None:
+        return ImageDataset(pixels, captions=captions, notes=notes)
+    unseen = [
+        name
+        for name, count in zip(fields.class_names, np.bincount(labels[rows], minlength=len(fields.class_names)))
+        if not count
+    ]
+    notes = notes + ([f"{len(unseen)} classes have no image ({list_some(unseen)})"] if unseen else [])
+    return ImageDataset(pixels, torch.from_numpy(labels[rows]), fields.class_names, captions, notes)
+
+
+def _stream(table, rows, labels, fields: Fields, skip_undecodable: bool, notes, fingerprint: str) -> StreamedImages:
+    if isinstance(table, datasets.Dataset):
+        table = table.select_columns([name for name in (fields.image, fields.caption) if name])
+        fields = fields._replace(label=None if labels is None else "class_labels")
+        if labels is not None:
+            table = table.add_column("class_labels", labels)
+        table = table.select(rows).to_iterable_dataset(num_shards=min(len(rows), 1024))
+    table = table.cast_column(fields.image, datasets.Image(decode=False))
+    if fields.label and _is_unlabelled(table, fields.label):
+        logger.warning(f"label_column={fields.label!r}: the first row has no label, so none is used")
+        fields = fields._replace(label=None)
+    table = table.select_columns([name for name in (fields.image, fields.label, fields.caption) if name])
+    if fields.label is None:
+        fields = fields._replace(class_names=None)
+    return StreamedImages(table, fields, fingerprint, skip_undecodable, notes)
+
+
+def _is_unlabelled(stream: datasets.IterableDataset, column: str) -> bool:
+    """Whether the first row has no label: -1, as in unlabelled splits on the Hub, or nothing where the column is promised, but not there."""
+    first: dict = next(iter(stream.decode(False)), {})
+    return first.get(column) in (None, -1)

@@ -69,7 +69,7 @@ def neighbors_measure(train) -> Measure:
         distances, neighbors = fidelity.nearest_images(images, references)
         return {"distances": distances, "neighbors": neighbors}
 
-    return Measure(f"nearest-{train.cache_key}", function)
+    return Measure(f"nearest-{train.fingerprint}", function)
 
 
 def fingerprint(model: torch.nn.Module) -> str:

@@ -204,7 +204,7 @@ class Evaluation:
     def real(self, dataset, name: str) -> dict[str, torch.Tensor] | None:
         """One measure of all images of a data set, from the cache if it is there; on the first rank only."""
         measure = self.measures[name]
-        what = measure.key, dataset.cache_key, self.state.device.type
+        what = measure.key, dataset.fingerprint, self.state.device.type
         path = cache_path(self.config.cache_dir, "measure", *what)
 
         def function(indices: range) -> dict[str, torch.Tensor]:
@@ -253,7 +253,7 @@ class Evaluation:
         scheduler = DDPMNoiseScheduler.from_config(self.scheduler_config)
         num_timesteps, chosen = config.bpd_timesteps or None, self.subset(seed)
         parts = [{k: v for k, v in part.config.items() if k[0] != "_"} for part in (unet, scheduler)]
-        what = fingerprint(unet), parts, self.test.cache_key, seed, num_timesteps, config.num_images
+        what = fingerprint(unet), parts, self.test.fingerprint, seed, num_timesteps, config.num_images
         how = config.batch_size, config.mixed_precision, self.state.device.type
         folder = cache_path(config.cache_dir, "bound", *what, *how)
 

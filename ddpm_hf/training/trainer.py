@@ -449,8 +449,7 @@ def load_data(config: TrainConfig, start: Start, split: str, accelerator):
         data = load_image_dataset(
             config.dataset, split=split, streaming=config.streaming, **columns, **start.image_shape
         )
-    if split == "train" and config.random_flip:
-        data.flip_seed = config.seed
+    data.seed, data.random_flip = config.seed, split == "train" and config.random_flip
     if isinstance(data, StreamedImages):
         data.shard(config.seed, accelerator.process_index, accelerator.num_processes)
     return data

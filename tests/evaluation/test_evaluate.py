@@ -526,21 +526,20 @@ def test_a_classifier_that_does_not_tell_its_sizes_leaves_its_metrics_out(
 
 
 def test_replaced_images_are_measured_anew(home, tmp_path):
-    """All but those of which the fingerprint is made."""
     rng, folder = np.random.default_rng(0), tmp_path / "data"
     folder.mkdir()
     images, labels = rng.integers(0, 256, (400, 8, 8)), np.arange(400) % 3
     for name in ("train", "t10k"):
         write_idx(folder / f"{name}-labels-idx1-ubyte.gz", labels)
-    kept, found = np.linspace(0, 399, num=256, dtype=int), []
-    for seen in (images, np.where(np.isin(np.arange(400), kept)[:, None, None], images, images // 4)):
+    found = []
+    for seen in (images, np.where(np.arange(400)[:, None, None] < 256, images, images // 4)):
         write_idx(folder / "train-images-idx3-ubyte.gz", seen)
         write_idx(folder / "t10k-images-idx3-ubyte.gz", 255 - seen)
         changes = {"dataset": str(folder), "cache_dir": str(tmp_path / "cache"), "seeds": [0], "batch_size": 200}
         changes["metrics"] = ["bpd", "fid", "memorization"]
         found.append(evaluate(str(home / "model"), EvaluationConfig(**options(home, **changes)))[0])
     fingerprints = [result["settings"]["data"]["train"]["fingerprint"] for result in found]
-    assert fingerprints[0] == fingerprints[1]
+    assert fingerprints[0] != fingerprints[1]
     for kind, name in (("metrics", "bits_per_dim"), ("metrics", "fid"), ("floors", "nearest_distance")):
         assert found[0][kind][name] != found[1][kind][name], name
 

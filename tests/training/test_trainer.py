@@ -497,7 +497,7 @@ def test_streamed_images_are_flipped_and_resume(tmp_path):
         return step(batches)
 
     half.train_step = interrupted
-    assert whole.data.flip_seed == 0
+    assert whole.data.random_flip and whole.data.seed == 0
     folder, _ = whole.run(), half.run()
     assert half.step == 3
     (another := tmp_path / "half" / "run" / "checkpoints" / "step-3" / "state" / "stream-1.json").write_text("{}")
