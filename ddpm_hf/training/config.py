@@ -231,7 +231,7 @@ RANGES = [  # options, what holds for each, in words
 SCHEDULER_OPTIONS = ("prediction_type", "variance_type", "rescale_betas_zero_snr")
 MODEL_OPTIONS = ("preset", *SCHEDULER_OPTIONS)
 # A run may be resumed with other values of the rest (its length too: the learning rate then follows the new length).
-RUN_IDENTITY = (
+RUN_IDENTITY: tuple[str, ...] = (
     *MODEL_OPTIONS,
     "init_from",
     "objective",
