@@ -231,7 +231,7 @@ RANGES = [  # options, what holds for each, in words
 SCHEDULER_OPTIONS = ("prediction_type", "variance_type", "rescale_betas_zero_snr")
 MODEL_OPTIONS = ("preset", *SCHEDULER_OPTIONS)
 # A run may be resumed with other values of the rest (its length too: the learning rate then follows the new length).
-RUN_IDENTITY: tuple[str, ...] = (
+RUN_IDENTITY = (
     *MODEL_OPTIONS,
     "init_from",
     "objective",
@@ -240,8 +240,8 @@ RUN_IDENTITY: tuple[str, ...] = (
     "label_column",
     "seed",
     "ema_sigma_rels",
+    "torch_compile",
 )
-RUN_IDENTITY += ("torch_compile",)
 
 
 def _fits(value, kind) -> bool:
