@@ -141,6 +141,7 @@ class Trainer:
             if config.push_to_hub:
                 hub.prepare_push(self.folder, self.repo_id, private=config.hub_private_repo)
             self.folder.mkdir(parents=True, exist_ok=True)
+        self._announce()
         with self._locked_folder(), self.signals:
             if accelerator.is_main_process:
                 config.save(self.folder / "run.yaml")
@@ -155,6 +156,19 @@ class Trainer:
         self.model = accelerator.unwrap_model(self.model)
         end_rank(accelerator)
         return self.folder
+
+    def _announce(self) -> None:
+        """What is trained, on what, for how long and where."""
+        config, images = self.config, self.total_batch_size
+        epochs = (
+            f", {config.max_train_steps * images / len(self.data):.1f} epochs" if hasattr(self.data, "__len__") else ""
+        )
+        self._say(self.data.describe())
+        self._say(
+            f"{self.average.unet.num_parameters():,} parameters, {config.max_train_steps} steps of {images} images{epochs},"
+            f" mixed_precision {config.mixed_precision}, on {describe_hardware(self.accelerator)}, to {self.folder}."
+            " Ctrl-C saves and stops; --resume goes on."
+        )
 
     @contextmanager
     def _locked_folder(self) -> Iterator[None]:
@@ -444,11 +458,10 @@ def check_folder(config: TrainConfig) -> None:
 
 def load_data(config: TrainConfig, start: Start, split: str, accelerator):
     """The images of a split, as the run's network takes them."""
-    columns: dict = {"image_column": config.image_column, "label_column": config.label_column}
+    options: dict = {"image_column": config.image_column, "skip_undecodable": config.skip_undecodable}
+    options |= {"label_column": config.label_column, "streaming": config.streaming}
     with local_main_process_first(accelerator):  # it fills the machine's cache, the others read it
-        data = load_image_dataset(
-            config.dataset, split=split, streaming=config.streaming, **columns, **start.image_shape
-        )
+        data = load_image_dataset(config.dataset, split=split, **options, **start.image_shape)
     data.seed, data.random_flip = config.seed, split == "train" and config.random_flip
     if isinstance(data, StreamedImages):
         data.shard(config.seed, accelerator.process_index, accelerator.num_processes)

@@ -738,3 +738,19 @@ def test_checkpoints_of_an_earlier_version_are_checked_by_size(tmp_path):
     assert checkpoints.newest(folder).name == "step-6"
     (folder / "checkpoints" / "step-6" / "unet" / "config.json").write_text("{}")
     assert checkpoints.newest(folder).name == "step-3"
+
+
+def test_a_run_begins_by_saying_what_it_trains_on(tmp_path, capsys):
+    photos = tmp_path / "photos"
+    shutil.copytree(ASSETS / "imagefolder", photos)
+    (photos / "Bag" / "broken.png").write_bytes(b"no picture")
+    options = {"dataset": str(photos), "max_train_steps": 1, "num_validation_images": 0}
+    with pytest.raises(ValueError, match="broken.png"):
+        train(tiny(tmp_path, **options))
+    capsys.readouterr()
+    train(tiny(tmp_path, **options, skip_undecodable=True))
+    told = capsys.readouterr().out
+    usable = len(list(photos.rglob("*.png"))) - 1
+    number = usable - 1  # every tenth is held out
+    assert usable == 12 and f"{number} images" in told and "3 classes" in told and "Bag" in told and "broken.png" in told
+    assert f"1 steps of 8 images, {8 / number:.1f} epochs" in told and "parameters" in told
