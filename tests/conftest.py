@@ -19,7 +19,7 @@ use_local_hub()  # before anything imports huggingface_hub
 import pytest
 import torch
 from hub_fixtures import no_waiting, remote, saved, saved_once
-from training_fixtures import tiny_preset
+from training_fixtures import text_parts, tiny_preset
 
 from ddpm_hf.hardware import num_cores
 

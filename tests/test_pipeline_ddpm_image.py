@@ -29,7 +29,6 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils.torch_utils import get_device
 from PIL import Image
 from tiny import ROOT, TINY_UNET
-from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel
 from ddpm_hf.pipeline_ddpm_image import has_bfloat16
@@ -524,19 +523,6 @@ def test_names_that_differ_by_case():
 
 
 # ---------------------------------------------------------------------- text
-
-
-@pytest.fixture(scope="module")
-def text_parts(tmp_path_factory):
-    """A BERT of one layer and its tokenizer of a few words."""
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "sleepy", "cat", "dog"]
-    vocabulary = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
-    vocabulary.write_text("\n".join(words))
-    tokenizer = BertTokenizerFast(str(vocabulary), model_max_length=8)
-    torch.manual_seed(0)
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    encoder = BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=8, **shape)).eval()
-    return {"text_encoder": encoder, "tokenizer": tokenizer}
 
 
 @pytest.fixture

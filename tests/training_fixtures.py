@@ -1,8 +1,10 @@
 """What the tests of training share: a tiny preset, and the config of a run of six steps."""
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 from tiny import ASSETS, TINY_UNET
+from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from ddpm_hf.training import PRESETS, Preset, TrainConfig, validation
 
@@ -27,3 +29,16 @@ def tiny(tmp_path, **options) -> TrainConfig:
     }
     defaults |= {"num_validation_images": 16, "validation_steps": 0, "logging_steps": 1, "random_flip": True}
     return TrainConfig(**defaults | options)
+
+
+@pytest.fixture(scope="session")
+def text_parts(tmp_path_factory):
+    """A BERT of one layer and its tokenizer of a few words."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "sleepy", "cat", "dog"]
+    vocabulary = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
+    vocabulary.write_text("\n".join(words))
+    tokenizer = BertTokenizerFast(str(vocabulary), model_max_length=8)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    encoder = BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=8, **shape)).eval()
+    return {"text_encoder": encoder, "tokenizer": tokenizer}

@@ -51,6 +51,7 @@ class TrainConfig:
     dataset: str | None = _option(None, "Hub id, folder of images, or folder of IDX files.")
     image_column: str | None = _option(None, "Column of the images; found by its type if not named.")
     label_column: str | None = _option(None, "Column of the labels; found by its type if not named.")
+    caption_column: str | None = _option(None, "Column of the texts, for a model of text; found if not named.")
     skip_undecodable: bool = _option(False, "Leave out images that cannot be decoded, and count them.")
     streaming: bool = _option(False, "Stream the data set from the Hub instead of downloading it.")
     output_dir: str = _option("runs/quick", "The run's folder, and the saved model when the run ends.")
@@ -239,6 +240,7 @@ RUN_IDENTITY = (
     "distill_guidance",
     "image_column",
     "label_column",
+    "caption_column",
     "seed",
     "ema_sigma_rels",
     "torch_compile",

@@ -62,10 +62,16 @@ def make_trainer(config: TrainConfig) -> "Trainer":
     accelerator = make_accelerator(config)
     check_folder(config)
     start = find_start(config)
+    if start.preset.text_encoder and config.streaming:
+        raise ValueError("streaming=True: a model of text embeds all captions before it begins.")
     data = load_data(config, start, "train", accelerator)
     pipeline = make_pipeline(start, data.class_names, config)
     objective = make_objective(config.objective, pipeline, config.snr_gamma, config.distill_guidance)
     held_out = load_held_out(config, start, data.class_names, accelerator)
+    if start.preset.text_encoder:
+        with local_main_process_first(accelerator):  # it fills the machine's cache
+            for images in filter(None, (data, held_out)):
+                images.embed_captions(pipeline.embed_prompts, start.preset.text_encoder)
     return Trainer(pipeline, data, objective, config, held_out, accelerator)
 
 
@@ -310,7 +316,8 @@ class Trainer:
             images = self.scheduler, self.validation_data, num_images
             figures = validation.held_out_loss(accelerator, pipeline, *images, stop=self.signals.is_caught)
             accelerator.log(figures, step=self.step)
-        grid = validation.draw_samples(accelerator, pipeline, stop=self.signals.is_caught)
+        captions = getattr(self.validation_data or self.data, "captions", None)
+        grid = validation.draw_samples(accelerator, pipeline, captions, stop=self.signals.is_caught)
         if grid is not None and not self.signals.is_caught():
             path = self.folder / "samples" / f"step-{self.step}.png"
             path.parent.mkdir(exist_ok=True)
@@ -459,7 +466,8 @@ def check_folder(config: TrainConfig) -> None:
 def load_data(config: TrainConfig, start: Start, split: str, accelerator):
     """The images of a split, as the run's network takes them."""
     options: dict = {"image_column": config.image_column, "skip_undecodable": config.skip_undecodable}
-    options |= {"label_column": config.label_column, "streaming": config.streaming}
+    options |= {"label_column": config.label_column, "caption_column": config.caption_column}
+    options |= {"conditions": start.preset.conditions, "streaming": config.streaming}
     with local_main_process_first(accelerator):  # it fills the machine's cache, the others read it
         data = load_image_dataset(config.dataset, split=split, **options, **start.image_shape)
     data.seed, data.random_flip = config.seed, split == "train" and config.random_flip

@@ -42,28 +42,37 @@ def held_out_loss(accelerator, pipeline, scheduler, data, num_images: int, stop=
     return {"validation_loss": losses.mean().item()} | means
 
 
-def draw_samples(accelerator, pipeline, stop=lambda: False):
-    """A grid of samples as a PIL image, a row for each of the first classes; None but on the main process.
+def draw_samples(accelerator, pipeline, captions=None, stop=lambda: False):
+    """A grid of samples as a PIL image, a row for each of the first classes, or of captions spread over a data set's; None but on the
+    main process.
 
+    captions: a list of texts for each image of the data set, for a model of text.
     stop: asked between sampling steps; where it is true the images are left as they are.
     """
 
     def on_step_end(pipe, index, t, tensors):
         pipe._interrupt = stop()
 
-    id2label = dict(islice(pipeline.id2label.items(), MAX_ROWS))
-    labels = [label for label in id2label for _ in range(IMAGES_PER_CLASS)] or [None] * 64
+    if pipeline.takes == ("prompt_embeds",):
+        word, rows = (
+            "prompt",
+            [captions[i * len(captions) // MAX_ROWS][0] for i in range(min(MAX_ROWS, len(captions)))],
+        )
+        names = rows
+    else:
+        word, rows = "class_labels", list(islice(pipeline.id2label, MAX_ROWS))
+        names = [pipeline.id2label[label] for label in rows]
+    asked = [row for row in rows for _ in range(IMAGES_PER_CLASS)] or [None] * 64
     images = []
-    with accelerator.split_between_processes(list(enumerate(labels))) as mine, accelerator.autocast():
+    with accelerator.split_between_processes(list(enumerate(asked))) as mine, accelerator.autocast():
         for start in range(0, len(mine), 64):
-            seeds, mine_labels = zip(*mine[start : start + 64])
+            seeds, words = zip(*mine[start : start + 64])
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            words = {"class_labels": list(mine_labels)} if id2label else {}
-            images += pipeline(len(seeds), generators, callback_on_step_end=on_step_end, **words).images
+            given = {word: list(words)} if rows else {}
+            images += pipeline(len(seeds), generators, callback_on_step_end=on_step_end, **given).images
     images = gather_object(images)
     if not accelerator.is_main_process:
         return None
-    if not id2label:
+    if not rows:
         return labelled_grid({"": images})
-    rows = enumerate(id2label.values())
-    return labelled_grid({name: images[i * IMAGES_PER_CLASS :][:IMAGES_PER_CLASS] for i, name in rows})
+    return labelled_grid({name: images[i * IMAGES_PER_CLASS :][:IMAGES_PER_CLASS] for i, name in enumerate(names)})

@@ -752,5 +752,36 @@ def test_a_run_begins_by_saying_what_it_trains_on(tmp_path, capsys):
     told = capsys.readouterr().out
     usable = len(list(photos.rglob("*.png"))) - 1
     number = usable - 1  # every tenth is held out
-    assert usable == 12 and f"{number} images" in told and "3 classes" in told and "Bag" in told and "broken.png" in told
+    assert (
+        usable == 12 and f"{number} images" in told and "3 classes" in told and "Bag" in told and "broken.png" in told
+    )
     assert f"1 steps of 8 images, {8 / number:.1f} epochs" in told and "parameters" in told
+
+
+def test_a_model_of_text_trains_on_captions(tmp_path, monkeypatch, text_parts):
+    """Embedded once, before the first step; what is saved draws from words."""
+    photos = tmp_path / "photos"
+    paths = sorted((ASSETS / "imagefolder").rglob("*.png"))
+    photos.mkdir()
+    for i, path in enumerate(paths):
+        shutil.copy(path, photos / f"{i}.png")
+    lines = [json.dumps({"file_name": f"{i}.png", "text": ["a cat", "a sleepy cat"]}) for i in range(len(paths))]
+    (photos / "metadata.jsonl").write_text("\n".join(lines))
+    vectors = {"class_embed_type": "identity", "time_embedding_dim": 16}
+    preset = replace(PRESETS["tiny"], unet=PRESETS["tiny"].unet | vectors, text_encoder="tiny/bert")
+    monkeypatch.setitem(PRESETS, "text", preset)
+    monkeypatch.setattr("ddpm_hf.training.start._load_text_encoder", lambda name: text_parts)
+    encoded, encode = [], DDPMImagePipeline.embed_prompts
+    monkeypatch.setattr(
+        DDPMImagePipeline, "embed_prompts", lambda pipe, texts: (encoded.append(list(texts)), encode(pipe, texts))[1]
+    )
+    trainer = make_trainer(
+        tiny(tmp_path, preset="text", dataset=str(photos), max_train_steps=2, num_validation_images=1)
+    )
+    assert encoded == [[""], ["a cat", "a sleepy cat"]]
+    batch = next(iter(trainer._loader()))
+    assert batch["prompt_embeds"].shape == (8, 16)
+    trainer.run()
+    pipe = hub.load(tmp_path / "run")
+    images = pipe(prompt=["a cat", "a dog"], guidance_scale=2.0, num_inference_steps=2, output_type="pt").images
+    assert images.shape == (2, 1, 28, 28)

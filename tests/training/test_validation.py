@@ -24,6 +24,7 @@ class TellingPipeline:
 
     def __init__(self, num_classes: int):
         self.id2label = {label: f"class {label}" for label in range(num_classes)}
+        self.takes = ("class_labels",) if num_classes else ()
 
     def __call__(self, batch_size, generators, callback_on_step_end=None, class_labels=None):
         seeds = [generator.initial_seed() for generator in generators]
