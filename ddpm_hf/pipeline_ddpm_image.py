@@ -72,14 +72,7 @@ class Measurement:
         self, output: torch.Tensor, x_t: torch.Tensor, abar: torch.Tensor, prediction_type: str
     ) -> torch.Tensor:
         """The network's output (B, C or 2C, H, W) at x_t whose x_0 satisfies the measurement. abar: (), alphas_cumprod of t."""
-        signal, sigma = abar**0.5, (1 - abar) ** 0.5
-        of_x_t: Any
-        of_output: Any
-        of_x_t, of_output = {  # x_0 = of_x_t * x_t + of_output * output
-            "epsilon": (1 / signal, -sigma / signal),
-            "sample": (0, 1),
-            "v_prediction": (signal, -sigma),
-        }[prediction_type]
+        of_x_t, of_output = _x_0_weights(abar, prediction_type)
         prediction, variance = output[:, : x_t.shape[1]], output[:, x_t.shape[1] :]
         x_0 = self.correct(of_x_t * x_t + of_output * prediction)
         return torch.cat([(x_0 - of_x_t * x_t) / of_output, variance], dim=1)
@@ -216,6 +209,14 @@ class DDPMImagePipeline(DiffusionPipeline):
         t = torch.as_tensor(t, device=x_t.device).reshape(-1)
         return network(x_t.to(self.unet.dtype), t, **condition, return_dict=False)[0].float()
 
+    def predict_x_0(self, output: torch.Tensor, t: torch.Tensor | int, x_t: torch.Tensor) -> torch.Tensor:
+        """x_0 (B, C, H, W) that the network's output at x_t and t, () or (B,), stands for; not clipped. For every scheduler that has
+        alphas_cumprod and predicts noise, x_0 or v."""
+        t = torch.as_tensor(t).to(x_t.device).long().reshape(-1, 1, 1, 1)
+        abar = self.scheduler.alphas_cumprod.to(x_t.device)[t]
+        of_x_t, of_output = _x_0_weights(abar, self.scheduler.config.prediction_type)
+        return of_x_t * x_t + of_output * output[:, : x_t.shape[1]]
+
     def _guided(
         self, x_t: torch.Tensor, t: torch.Tensor, condition: Condition, scale: float, rescale: float
     ) -> torch.Tensor:
@@ -336,7 +337,10 @@ class DDPMImagePipeline(DiffusionPipeline):
                 if solver_order == 2:  # a copy: a callback may write to its own
                     options["previous_original_sample"] = step.pred_original_sample.clone()
                 if callback_on_step_end is not None:
-                    tensors = {"latents": latents, "pred_original_sample": getattr(step, "pred_original_sample", None)}
+                    x_0 = getattr(step, "pred_original_sample", None)
+                    if x_0 is None and _tells_x_0(scheduler):
+                        x_0 = self.predict_x_0(output, t, x_t)
+                    tensors = {"latents": latents, "pred_original_sample": x_0}
                     tensors = {name: tensors[name] for name in callback_tensors}
                     latents = _replaced(callback_on_step_end(self, i, t, tensors), latents)
                     if latents.shape != x_t.shape:  # nothing to look back at
@@ -629,7 +633,7 @@ class DDPMImagePipeline(DiffusionPipeline):
     def _abar(self, scheduler, timesteps: torch.Tensor, num_resample: int) -> torch.Tensor:
         """alphas_cumprod of the timesteps (n,), and 1 after the last: (n + 1,)."""
         name, prediction_type = type(scheduler).__name__, scheduler.config.get("prediction_type")
-        if not hasattr(scheduler, "alphas_cumprod") or prediction_type not in ("epsilon", "sample", "v_prediction"):
+        if not _tells_x_0(scheduler):
             raise ValueError(f"image: {name} with prediction_type={prediction_type!r} tells no x_0; take another.")
         if num_resample > 1 and scheduler.init_noise_sigma != 1:
             raise ValueError(f"num_resample={num_resample}: {name} scales its latents; take another.")
@@ -750,6 +754,21 @@ def _check_sampling(sampling: dict) -> dict:
             allowed = {word: f"{low} to {high}" for word, (_, low, high) in SAMPLING.items()}
             raise ValueError(f"sampling has {name}={value!r}: allowed are {allowed}.")
     return dict(sampling)
+
+
+def _tells_x_0(scheduler) -> bool:
+    known = ("epsilon", "sample", "v_prediction")
+    return hasattr(scheduler, "alphas_cumprod") and scheduler.config.get("prediction_type") in known
+
+
+def _x_0_weights(abar: torch.Tensor, prediction_type: str) -> tuple[Any, Any]:
+    """Weights of x_t and of the network's output, whose sum is x_0."""
+    signal, sigma = abar**0.5, (1 - abar) ** 0.5
+    return {
+        "epsilon": (1 / signal, -sigma / signal),
+        "sample": (0, 1),
+        "v_prediction": (signal, -sigma),
+    }[prediction_type]
 
 
 def _knows_variance(scheduler) -> bool:

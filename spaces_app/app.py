@@ -24,13 +24,14 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from pictures import draw_schedule, enlarge, make_grid, save_downloads, to_data_uri
 from PIL import Image
+from pipeline_ddpm_image import DDPMImagePipeline
 from service import (
-    DEFAULT_SAMPLER,
     MAX_BATCH,
+    MAX_EVALUATIONS,
     MAX_GUIDANCE,
     MAX_IMAGES,
     MAX_WAITING,
-    SAMPLERS,
+    OWN_SAMPLER,
     ZERO_GPU,
     Frame,
     Job,
@@ -62,15 +63,16 @@ Gaussian, step $t$ can be reached in one jump:
 
 $$x_t = \sqrt{\bar\alpha_t}\,x_0 + \sqrt{1 - \bar\alpha_t}\,\epsilon, \qquad \epsilon \sim \mathcal N(0, I)$$
 
-The network sees $x_t$ and $t$ and is trained to tell apart what was mixed. Its answer gives a first guess of the image: sharp
+The network sees $x_t$ and $t$ and is trained to predict the noise, or the image. Its answer gives a first guess of the image: sharp
 when little noise was added, an average of all that is possible when nearly everything is noise. Generation starts from pure
 noise and takes many small steps in the direction of that guess, each one a little better informed than the one before.
-Move $t$ and see how early the garment can be told.
+Move $t$ and see from where on the model recognises the image.
 """
 
 
 def load_model(model_id: str) -> tuple[DiffusionPipeline, Path]:
-    """Loads the pipeline and returns it with its folder, where the card and the metrics lie as well."""
+    """Loads the pipeline and returns it with its folder, where the card and the metrics lie as well. A stock pipeline of a
+    network and a scheduler becomes a DDPMImagePipeline."""
     try:
         folder = Path(model_id) if Path(model_id).is_dir() else Path(snapshot_download(model_id))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
@@ -78,8 +80,15 @@ def load_model(model_id: str) -> tuple[DiffusionPipeline, Path]:
             f"MODEL_ID={model_id!r} is neither a folder here nor a model that can be had from the Hub: {error}"
         ) from None
     pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
-    if pipe.unet.config.num_class_embeds is not None and not getattr(pipe, "id2label", None):
-        raise SystemExit(f"MODEL_ID={model_id!r} has classes without names: add id2label to its model_index.json.")
+    if not hasattr(pipe, "predict_x_0"):  # stock, or saved by an earlier version
+        if not pipe.components.keys() <= {"unet", "scheduler", "text_encoder", "tokenizer"}:
+            name, parts = type(pipe).__name__, ", ".join(pipe.components)
+            raise SystemExit(f"MODEL_ID={model_id!r} is a {name} of {parts}: supported are a unet and a scheduler.")
+        pipe = DDPMImagePipeline.from_pipe(pipe)
+    prediction_type = pipe.scheduler.config.get("prediction_type")
+    if not hasattr(pipe.scheduler, "alphas_cumprod") or prediction_type not in ("epsilon", "sample", "v_prediction"):
+        name = type(pipe.scheduler).__name__
+        raise SystemExit(f"MODEL_ID={model_id!r}: {name} with prediction_type={prediction_type!r} tells no x_0.")
     return pipe.to("cuda" if torch.cuda.is_available() and not ZERO_GPU else "cpu"), folder
 
 
@@ -110,7 +119,7 @@ class App:
         self.pipe, self.folder = load_model(model_id)
         self.service = SamplingService(self.pipe)
         self.class_names = self.service.class_names
-        self.num_steps = {name: min(steps, self.service.num_timesteps) for name, (steps, _) in SAMPLERS.items()}
+        self.num_steps = {name: steps for name, (steps, _) in self.service.samplers.items()}
 
     def start(self, class_labels, batch_size, num_inference_steps, sampler, guidance_scale, seed) -> Job:
         """Checks what was asked for and puts it in line; a bad value or a full line is told to the visitor."""
@@ -128,20 +137,21 @@ class App:
         return {
             "model": self.model_id if not Path(self.model_id).is_dir() else Path(self.model_id).name,
             **asdict(parameters),
-            **SAMPLERS[parameters.sampler][1],
+            **self.service.samplers[parameters.sampler][1],
             "class_labels": parameters.labels,
             "seeds": parameters.seeds,
             "versions": {"diffusers": diffusers.__version__, "torch": torch.__version__},
         }
 
-    def click(self, garment, batch_size, num_inference_steps, sampler, guidance_scale, seed) -> Iterator[tuple]:
+    def click(self, class_name, batch_size, num_inference_steps, sampler, guidance_scale, seed) -> Iterator[tuple]:
         """One click on Generate: yields (viewer, gallery, png, gif, json) as the denoising goes on."""
-        class_labels = {ALL_CLASSES: self.class_names[:batch_size], NO_CLASS: None}.get(garment, garment)
+        class_labels = {ALL_CLASSES: self.class_names[:batch_size], NO_CLASS: None}.get(class_name, class_name)
         view, keep = partial(view_of, num_inference_steps), [gr.skip()] * 4
         yield view("starting", []), *keep  # gradio can end what has yielded once: before that, nothing is put in line
-        job = self.start(class_labels, batch_size, num_inference_steps, sampler, guidance_scale, seed)
-        shown, frames = [], []
+        job, shown, frames = None, [], []
         try:
+            job = self.start(class_labels, batch_size, num_inference_steps, sampler, guidance_scale, seed)
+            view = partial(view_of, self.service.num_evaluations(num_inference_steps))
             yield view(self.place(job), shown), *keep
             for new in job.frames():
                 frames += new
@@ -156,8 +166,12 @@ class App:
                 buttons = [gr.DownloadButton(value=path, interactive=True) for path in paths]
                 status = f"seed {job.parameters.seed}, {sampler}, {num_inference_steps} steps"
                 yield view(status, shown, done=True), gr.Gallery(gallery, visible=True), *buttons
+        except Exception:  # of any kind: gradio shows it, and the viewer must not look as if it went on
+            yield view("not possible" if job is None else "failed", shown, done=True), *keep
+            raise
         finally:  # reached as well when the visitor stops it or leaves
-            self.service.cancel(job)
+            if job is not None:
+                self.service.cancel(job)
 
     def opening(self, batch_size: int, seed: int, num_steps: int) -> dict[str, Any]:
         """What the viewer shows before the first click: the noise that the images will come out of."""
@@ -191,28 +205,31 @@ class App:
         finally:
             self.service.cancel(job)
 
-    def explain(self, name: str, timestep: int) -> str:
-        """HTML: a real image, the same with the noise of `timestep`, what the model makes of it, and the schedule."""
-        config, scheduler = self.pipe.unet.config, self.pipe.scheduler
-        x_0 = real_image(name, config.in_channels, config.sample_size)
-        x_t, believed = self.service.noise_and_guess(x_0, timestep)
-        alphas_cumprod = scheduler.alphas_cumprod.double().cpu().numpy()
+    def explain(self, image: str, timestep: int) -> tuple:
+        """A real image, the same with the noise of `timestep`, the x_0 that the model predicts from it, and the weights of
+        image and noise in x_t."""
+        config = self.pipe.unet.config
+        x_0 = real_image(image, config.in_channels, config.sample_size)
+        pictures = [Image.fromarray(to_uint8(x)[0]) for x in (x_0, *self.service.noise_and_guess(x_0, timestep))]
+        abar = self.pipe.scheduler.alphas_cumprod[timestep].item()
+        return *pictures, {"timestep": timestep, "signal": abar**0.5, "noise": (1 - abar) ** 0.5}
+
+    def show_explanation(self, image: str, timestep: int) -> str:
+        """What `explain` gives, and the schedule, as HTML."""
+        *pictures, _ = self.explain(image, timestep)
+        alphas_cumprod = self.pipe.scheduler.alphas_cumprod.double().cpu().numpy()
         signal, noise = np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod)
-        pictures = "".join(
-            f'<figure><figcaption><b>{symbol}</b> {text}</figcaption><img src="{to_data_uri(make_grid(to_uint8(x)))}" '
-            f'alt="{text}"></figure>'
-            for symbol, text, x in (
-                ("x<sub>0</sub>", "real", x_0),
-                ("x<sub>t</sub>", "noised", x_t),
-                ("x̂<sub>0</sub>", "guessed", believed),
-            )
+        names = ("x<sub>0</sub>", "real"), ("x<sub>t</sub>", "noised"), ("x̂<sub>0</sub>", "predicted")
+        figures = "".join(
+            f'<figure><figcaption><b>{symbol}</b> {text}</figcaption><img src="{to_data_uri(picture)}" alt="{text}"></figure>'
+            for (symbol, text), picture in zip(names, pictures, strict=True)
         )
         equation = (
             f'x<sub>{timestep}</sub> = <span class="signal">{signal[timestep]:.3f}</span> x<sub>0</sub> + '
             f'<span class="noise">{noise[timestep]:.3f}</span> ε'
         )
         return (
-            f'<div class="explanation"><div class="pictures">{pictures}</div><div class="schedule">'
+            f'<div class="explanation"><div class="pictures">{figures}</div><div class="schedule">'
             f'<p class="equation">{equation}</p>{draw_schedule(signal, noise, timestep)}</div></div>'
         )
 
@@ -240,15 +257,19 @@ def build_generate_tab(app: App) -> None:
     choices += [NO_CLASS] if app.service.has_null_label else []
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            garment = gr.Dropdown(choices, value=choices[0], label="Garment", filterable=False)
-            batch_size = gr.Slider(1, MAX_IMAGES, value=10, step=1, precision=0, label="Images")
-            sampler = gr.Radio(list(SAMPLERS), value=DEFAULT_SAMPLER, label="Sampler")
-            steps = gr.Slider(
-                1, app.service.num_timesteps, value=app.num_steps[DEFAULT_SAMPLER], step=1, label="Steps"
-            )
-            guided = app.service.can_guide
+            class_name = gr.Dropdown(choices, value=choices[0], label="Class", filterable=len(choices) > 20)
+            own_steps, scale = app.num_steps[OWN_SAMPLER], app.service.guidance_scale
+            most = MAX_EVALUATIONS // app.service.num_evaluations(own_steps, scale)
+            batch_size = gr.Slider(1, MAX_IMAGES, value=min(10, most), step=1, precision=0, label="Images")
+            sampler = gr.Radio(list(app.num_steps), value=OWN_SAMPLER, label="Sampler")
+            steps = gr.Slider(1, app.service.max_steps, value=own_steps, step=1, label="Steps")
             guidance = gr.Slider(
-                1, MAX_GUIDANCE, value=1.3 if guided else 1, step=0.1, label="Guidance (1: none)", visible=guided
+                0,
+                max(MAX_GUIDANCE, scale),
+                value=scale,
+                step=0.1,
+                label="Guidance (1: none)",
+                visible=app.service.can_guide,
             )
             dice = gr.Button("⚄ roll", render=False)
             seed = gr.Number(42, precision=0, label="Seed (empty: draw one)", buttons=[dice], elem_id="seed")
@@ -275,7 +296,7 @@ def build_generate_tab(app: App) -> None:
                 visible=False,
                 elem_classes="samples",
             )
-    controls = [garment, batch_size, steps, sampler, guidance, seed]
+    controls = [class_name, batch_size, steps, sampler, guidance, seed]
     run = go.click(
         app.click,
         controls,
@@ -303,13 +324,13 @@ def build_explanation_tab(app: App) -> None:
     with gr.Row():
         name = gr.Dropdown(REAL_IMAGES, value="Ankle boot", label="A real image", filterable=False)
         timestep = gr.Slider(0, num_timesteps - 1, value=num_timesteps // 4, step=1, label="t", elem_id="t")
-    picture = gr.HTML(app.explain(name.value, timestep.value), elem_id="explanation")
+    picture = gr.HTML(app.show_explanation(name.value, timestep.value), elem_id="explanation")
     gr.on(
         [name.input, timestep.input],
-        app.explain,
+        app.show_explanation,
         [name, timestep],
         picture,
-        api_name="explain",
+        api_visibility="private",
         trigger_mode="always_last",
         show_progress="hidden",
         concurrency_limit=2,
@@ -317,24 +338,29 @@ def build_explanation_tab(app: App) -> None:
 
 
 def build_api(app: App) -> None:
-    """The endpoint /generate. Its arguments are unseen components without bounds: the service checks, and says what is wrong."""
+    """The endpoints. Their arguments are unseen components without bounds: the service checks, and says what is wrong."""
     with gr.Row(visible=False):
         arguments = [
             gr.Dropdown(app.class_names, multiselect=True, label="class_labels"),
             gr.Number(1, label="batch_size"),
-            gr.Number(app.num_steps[DEFAULT_SAMPLER], label="num_inference_steps"),
-            gr.Radio(list(SAMPLERS), value=DEFAULT_SAMPLER, label="sampler"),
-            gr.Number(1, label="guidance_scale"),
+            gr.Number(app.num_steps[OWN_SAMPLER], label="num_inference_steps"),
+            gr.Radio(list(app.num_steps), value=OWN_SAMPLER, label="sampler"),
+            gr.Number(app.service.guidance_scale, label="guidance_scale"),
             gr.Number(None, label="seed"),
         ]
         results = [gr.File(label="images"), gr.File(label="denoising"), gr.JSON(label="parameters")]
         gr.Button().click(app.generate, arguments, results, api_name="generate", concurrency_limit=None)
+        arguments = [gr.Dropdown(REAL_IMAGES, label="image"), gr.Number(0, label="timestep")]
+        results = [gr.Image(label=label, format="png", type="pil") for label in ("x_0", "x_t", "predicted_x_0")]
+        gr.Button().click(
+            app.explain, arguments, [*results, gr.JSON(label="weights")], api_name="explain", concurrency_limit=2
+        )
 
 
 def build_page(app: App) -> gr.Blocks:
-    with gr.Blocks(title="A garment out of noise", delete_cache=(600, 1800), analytics_enabled=False) as page:
+    with gr.Blocks(title="Images out of noise", delete_cache=(600, 1800), analytics_enabled=False) as page:
         gr.Markdown(
-            "# A garment out of noise\nA denoising diffusion model starts from pure noise and removes it step by step. "
+            "# Images out of noise\nA denoising diffusion model starts from pure noise and removes it step by step. "
             "Watch it, then scrub back through what it saw.",
             elem_classes="intro",
         )

@@ -8,6 +8,8 @@ visitor who asked: there the weights wait on the CPU, batches are not shared, an
 """
 
 import contextvars
+import copy
+import inspect
 import math
 import queue
 import threading
@@ -29,12 +31,12 @@ try:
 except ImportError:
     ZERO_GPU = False
 
-SAMPLERS: dict[str, tuple[int, dict]] = {  # the steps at which each one is at ease, and its words to the pipeline
-    "DPM++ SDE": (25, {"eta": 1.0, "solver_order": 2}),  # as in the pipeline's fast default
+OWN_SAMPLER = "Model's own"
+SAMPLERS: dict[str, tuple[int, dict]] = {  # number of steps, arguments to the pipeline
+    "DPM++ SDE": (25, {"eta": 1.0, "solver_order": 2}),
     "DDIM": (50, {"eta": 0.0}),
-    "DDPM": (250, {}),
+    "DDPM": (250, {"eta": 1.0}),
 }
-DEFAULT_SAMPLER = next(iter(SAMPLERS))
 MAX_IMAGES = 16
 MAX_GUIDANCE = 10.0
 MAX_SEED = 2**32 - 1
@@ -52,8 +54,8 @@ class Parameters:
 
     class_labels: tuple[str, ...] | None = None  # image i is of class i modulo their number; none: no class
     batch_size: int = 10
-    num_inference_steps: int = SAMPLERS[DEFAULT_SAMPLER][0]
-    sampler: str = DEFAULT_SAMPLER
+    num_inference_steps: int = 25
+    sampler: str = OWN_SAMPLER
     guidance_scale: float = 1.0
     seed: int = 0
 
@@ -77,6 +79,24 @@ def check_range(name: str, value, low, high, types) -> None:
     if isinstance(value, bool) or not isinstance(value, types) or not low <= value <= high:
         kind = "a whole number" if types is int else "a number"
         raise ValueError(f"{name}={value!r} is not {kind} from {low} to {high}.")
+
+
+def find_samplers(pipe: DiffusionPipeline) -> dict[str, tuple[int, dict]]:
+    """The model's own sampler, and those of SAMPLERS whose arguments its scheduler's step takes, as rows of that table."""
+    takes = inspect.signature(pipe.scheduler.step).parameters
+    looks_back = "previous_original_sample" in takes  # else the pipeline takes no solver_order, and no saved rule
+    own = {name: pipe.sampling[name] for name in ("eta", "solver_order") if looks_back and name in pipe.sampling}
+    samplers = {OWN_SAMPLER: (pipe.sampling.get("num_inference_steps", 1000), own)}
+    for name, (steps, options) in SAMPLERS.items():
+        options = {"solver_order": 1, **options} if looks_back else options  # both, so that no saved value is put in
+        if "eta" in takes and (looks_back or "solver_order" not in options) and options != own:
+            samplers[name] = steps, options
+    return {name: (min(steps, max_steps(pipe.scheduler)), options) for name, (steps, options) in samplers.items()}
+
+
+def max_steps(scheduler) -> int:
+    """The most steps that a scheduler takes; LCMScheduler takes only those that its model was distilled from."""
+    return min(len(scheduler), scheduler.config.get("original_inference_steps") or len(scheduler))
 
 
 @dataclass(frozen=True)
@@ -126,10 +146,15 @@ class SamplingService:
     def __init__(self, pipe: DiffusionPipeline, max_waiting: int = MAX_WAITING):
         pipe.set_progress_bar_config(disable=True)
         self.pipe, self.max_waiting = pipe, max_waiting
-        self.num_timesteps = len(pipe.scheduler)
-        self.class_names = list((pipe.id2label or {}).values())
-        self.has_null_label = not self.class_names or pipe.null_label is not None
-        self.can_guide = bool(self.class_names) and pipe.null_label is not None
+        self.num_timesteps = len(pipe.scheduler.alphas_cumprod)
+        self.max_steps = max_steps(pipe.scheduler)
+        self.samplers = find_samplers(pipe)
+        names = pipe.id2label or {label: str(label) for label in range(pipe.num_labels or 0)}
+        self.labels = {name: label for label, name in names.items()}
+        self.class_names = list(self.labels)
+        self.can_guide = pipe.null_label is not None
+        self.has_null_label = not self.class_names or self.can_guide
+        self.guidance_scale = pipe.sampling.get("guidance_scale", 1.0) if self.can_guide else 1.0
         self._sample = spaces.GPU(self._denoise, duration=GPU_SECONDS) if ZERO_GPU else self._denoise
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
@@ -148,19 +173,19 @@ class SamplingService:
         return job
 
     def _check(self, wanted: Parameters) -> None:
-        if wanted.sampler not in SAMPLERS:
-            raise ValueError(f"sampler={wanted.sampler!r} is not one of {', '.join(SAMPLERS)}.")
+        if wanted.sampler not in self.samplers:
+            raise ValueError(f"sampler={wanted.sampler!r} is not one of {', '.join(self.samplers)}.")
         check_range("batch_size", wanted.batch_size, 1, MAX_IMAGES, int)
-        check_range("num_inference_steps", wanted.num_inference_steps, 1, self.num_timesteps, int)
-        check_range("guidance_scale", wanted.guidance_scale, 1.0, MAX_GUIDANCE, (int, float))
+        check_range("num_inference_steps", wanted.num_inference_steps, 1, self.max_steps, int)
+        check_range("guidance_scale", wanted.guidance_scale, 0.0, max(MAX_GUIDANCE, self.guidance_scale), (int, float))
         check_range("seed", wanted.seed, 0, MAX_SEED, int)
-        evaluations = wanted.batch_size * wanted.num_inference_steps * (2 if wanted.guidance_scale > 1 else 1)
+        evaluations = wanted.batch_size * self.num_evaluations(wanted.num_inference_steps, wanted.guidance_scale)
         if evaluations > MAX_EVALUATIONS:
             raise ValueError(
                 f"batch_size={wanted.batch_size} images of num_inference_steps={wanted.num_inference_steps} take "
                 f"{evaluations} evaluations of the U-Net (guidance doubles them); one request may take {MAX_EVALUATIONS}."
             )
-        if wanted.guidance_scale > 1 and not self.can_guide:
+        if wanted.guidance_scale != 1 and not self.can_guide:
             raise ValueError(
                 f"guidance_scale={wanted.guidance_scale}: this model was not trained for guidance, use 1."
             )
@@ -170,6 +195,12 @@ class SamplingService:
         known = [*self.class_names, *([None] if self.has_null_label else [])]
         if unknown := [name for name in names if name not in known]:
             raise ValueError(f"class_labels={unknown}: this model knows {', '.join(map(str, known))}.")
+
+    def num_evaluations(self, num_inference_steps: int, guidance_scale: float = 1.0) -> int:
+        """Evaluations of the network for one image. A second-order scheduler has more timesteps than steps."""
+        scheduler = copy.copy(self.pipe.scheduler)
+        scheduler.set_timesteps(num_inference_steps)
+        return len(scheduler.timesteps) * (1 if guidance_scale == 1 else 2)
 
     def num_ahead(self, job: Job) -> int | None:
         """Jobs that wait before this one; None when it waits no more."""
@@ -230,13 +261,14 @@ class SamplingService:
         and () at the others. Closed early, it ends the computation. Its arguments and what it yields can be pickled."""
         if ZERO_GPU:
             self.pipe.to("cuda")  # only this process has one
-        every = math.ceil(num_steps / MAX_FRAMES)
+        num_timesteps = self.num_evaluations(num_steps)
+        every = math.ceil(num_timesteps / MAX_FRAMES)
         steps, closed = queue.SimpleQueue(), threading.Event()
 
         def on_step_end(pipe, step_index, timestep, tensors):
             pipe._interrupt = closed.is_set()
             step = step_index + 1
-            shown = (num_steps - step) % every == 0
+            shown = (num_timesteps - step) % every == 0
             x_t, x_0 = tensors["latents"], tensors["pred_original_sample"]
             steps.put((step, int(timestep), to_uint8(x_t), to_uint8(x_0)) if shown else ())
 
@@ -251,7 +283,7 @@ class SamplingService:
                 guidance_scale=guidance_scale,
                 callback_on_step_end=on_step_end,
                 callback_on_step_end_tensor_inputs=["latents", "pred_original_sample"],
-                **SAMPLERS[sampler][1],
+                **self.samplers[sampler][1],
             )
             run.add_done_callback(lambda _: steps.put(None))
             try:
@@ -271,21 +303,22 @@ class SamplingService:
 
     @torch.inference_mode()
     def noise_and_guess(self, x_0: torch.Tensor, timestep: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-        """x_0 (1, C, H, W) -> x_t of the scheduler's forward process, and the x_0 the model predicts from it, untold of
-        its class. Runs beside the worker: it is one evaluation."""
-        pipe, scheduler, device = self.pipe, self.pipe.scheduler, self.pipe.device
+        """x_0 (1, C, H, W) -> x_t ~ q(x_t | x_0), and the x_0 the model predicts from it, untold of its class. Runs beside the
+        worker: it is one evaluation."""
+        pipe, device = self.pipe, self.pipe.device
         check_range("timestep", timestep, 0, self.num_timesteps - 1, int)
         x_0 = x_0.to(device)
         noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(seed)).to(device)
         timesteps = torch.tensor([timestep], device=device)
-        x_t = scheduler.add_noise(x_0, noise, timesteps)
-        condition = pipe.encode(None if self.has_null_label else self.class_names[0], batch_size=1)
-        return x_t, scheduler.predict_x_0(pipe.denoise(x_t, timesteps, condition), timesteps, x_t)
+        abar = pipe.scheduler.alphas_cumprod[timestep].item()
+        x_t = abar**0.5 * x_0 + (1 - abar) ** 0.5 * noise
+        condition = pipe.encode(None if self.has_null_label else 0, batch_size=1)
+        return x_t, pipe.predict_x_0(pipe.denoise(x_t, timesteps, condition), timesteps, x_t)
 
     def _label_ids(self, names: list[str | None]) -> list[int] | None:
         if not self.class_names:
             return None
-        return [self.pipe.null_label if name is None else self.pipe.get_label_ids([name])[0] for name in names]
+        return [self.pipe.null_label if name is None else self.labels[name] for name in names]
 
 
 def to_uint8(x: torch.Tensor) -> np.ndarray:

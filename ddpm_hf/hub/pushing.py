@@ -81,7 +81,9 @@ def push_space(folder, repo_id: str, model_id: str, *, private: bool = False, to
         raise ValueError(f"folder={str(folder)!r} is no Space: it has no app.py.")
     with tempfile.TemporaryDirectory() as temporary:
         stage = Path(temporary)
-        copy_files(folder, stage, names)
+        copy_files(folder, stage, set(names) - set(CODE))
+        for name in set(names) & set(CODE):  # a link to this package's own
+            shutil.copyfile(Path(__file__).parents[1] / name, stage / name)
         refuse_tokens(stage, token or get_token())
         if "README.md" in names:
             card = SpaceCard.load(stage / "README.md")

@@ -26,8 +26,24 @@ import psutil
 import pytest
 import torch
 import yaml
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiTTransformer2DModel,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LCMScheduler,
+    LDMPipeline,
+    PNDMScheduler,
+    UNet2DModel,
+)
 from PIL import Image
 from source import imports
+
+from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
@@ -48,24 +64,31 @@ import app as space  # noqa: E402
 import service  # noqa: E402
 from service import Parameters, SamplingService  # noqa: E402
 
+UNET = {
+    "sample_size": 16,
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": (8, 8),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D"),
+    "norm_num_groups": 4,
+    "num_class_embeds": len(CLASS_NAMES) + 1,
+}
+NAMES = dict(enumerate(CLASS_NAMES))
+FAST = {"num_inference_steps": 25, "eta": 1.0, "solver_order": 2, "guidance_scale": 1.3}
+
 
 def random_model(out_channels=1, **scheduler_config):
     """A random class-conditional model, small and quick."""
-    from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel
-
-    torch.manual_seed(0)
-    unet = DDPMUNet2DModel(
-        sample_size=16,
-        in_channels=1,
-        out_channels=out_channels,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        norm_num_groups=4,
-        num_class_embeds=len(CLASS_NAMES) + 1,
+    return DDPMImagePipeline(
+        make_unet(out_channels=out_channels), DDPMNoiseScheduler(**scheduler_config), id2label=NAMES, sampling=FAST
     )
-    return DDPMImagePipeline(unet, DDPMNoiseScheduler(**scheduler_config), id2label=dict(enumerate(CLASS_NAMES)))
+
+
+def make_unet(kind=DDPMUNet2DModel, **config):
+    torch.manual_seed(0)
+    return kind(**{**UNET, **config})
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +132,10 @@ def finish(job):
 # ---------------------------------------------------------------- the service
 
 
-@pytest.mark.parametrize("sampler", service.SAMPLERS)
+OFFERED = [service.OWN_SAMPLER, "DDIM", "DDPM"]  # the fixture's model saved the arguments of DPM++ SDE as its own
+
+
+@pytest.mark.parametrize("sampler", OFFERED)
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_frames_lead_to_the_images(pipe, sampler, guidance_scale):
     labels = (CLASS_NAMES[2], CLASS_NAMES[0])
@@ -126,7 +152,8 @@ def test_frames_lead_to_the_images(pipe, sampler, guidance_scale):
         expected[step_index + 1] = [service.to_uint8(x).astype(int) for x in tensors.values()]
 
     generator = [torch.Generator().manual_seed(seed) for seed in parameters.seeds]
-    options = {"num_inference_steps": 50, "guidance_scale": guidance_scale, **service.SAMPLERS[sampler][1]}
+    options = {"num_inference_steps": 50, "guidance_scale": guidance_scale}
+    options |= SamplingService(pipe).samplers[sampler][1]
     pipe(generator=generator, class_labels=parameters.labels, callback_on_step_end=keep, **options)
     for frame in frames:
         x_t, x_0 = expected[frame.step]
@@ -134,7 +161,7 @@ def test_frames_lead_to_the_images(pipe, sampler, guidance_scale):
     assert parameters.labels == ["Bag", "T-shirt/top", "Bag"]
 
 
-@pytest.mark.parametrize("sampler", service.SAMPLERS)
+@pytest.mark.parametrize("sampler", OFFERED)
 def test_a_model_that_predicts_its_variance(sampler):
     pipe = random_model(2, variance_type="learned_range", prediction_type="v_prediction")
     frames, images = finish(SamplingService(pipe).submit(Parameters(("Bag",), 2, 5, sampler, 3.0)))
@@ -227,11 +254,11 @@ def test_an_error_is_told_and_the_worker_lives_on(pipe):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sampler": "PNDM"}, "sampler='PNDM' is not one of DPM"),
+        ({"sampler": "PNDM"}, "sampler='PNDM' is not one of Model's own, DDIM, DDPM"),
         ({"batch_size": 17}, "batch_size=17 is not a whole number from 1 to 16"),
         ({"batch_size": True}, "batch_size=True"),
         ({"num_inference_steps": 0}, "num_inference_steps=0"),
-        ({"guidance_scale": float("nan")}, "guidance_scale=nan is not a number from 1.0 to 10.0"),
+        ({"guidance_scale": float("nan")}, "guidance_scale=nan is not a number from 0.0 to 10.0"),
         ({"seed": 2**32}, "seed=4294967296"),
         ({"seed": 1.5}, "seed=1.5 is not a whole number"),
         ({"num_inference_steps": 1000, "batch_size": 9}, "9000 evaluations .* one request may take 8000"),
@@ -252,6 +279,134 @@ def test_a_model_of_few_steps(tmp_path):
         app.service.submit(Parameters(num_inference_steps=16))
     steps = [block for block in space.build_page(app).blocks.values() if getattr(block, "label", "") == "Steps"]
     assert [(slider.value, slider.maximum) for slider in steps] == [(15, 15)]
+
+
+OURS, EULER = DDPMNoiseScheduler, EulerDiscreteScheduler  # our step alone takes both eta and solver_order
+T = 100
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "sampling", "offered", "steps"),
+    [
+        (OURS(T), None, ["DPM++ SDE", "DDIM", "DDPM"], T),
+        (OURS(T), FAST, ["DDIM", "DDPM"], 25),
+        (OURS(T), {"num_inference_steps": 50, "eta": 0.0, "solver_order": 1}, ["DPM++ SDE", "DDPM"], 50),
+        (DDIMScheduler(T), None, ["DDIM", "DDPM"], T),
+        (DDIMScheduler(T), FAST, ["DDIM", "DDPM"], 25),
+        (DDPMScheduler(T), None, [], T),
+        (DPMSolverMultistepScheduler(T), {"num_inference_steps": 20}, [], 20),
+        (HeunDiscreteScheduler(T), {"num_inference_steps": 6}, [], 6),
+        (PNDMScheduler(T), {"num_inference_steps": 6}, [], 6),
+        (EULER(T), {"num_inference_steps": 6}, [], 6),
+        (LCMScheduler(T), {"num_inference_steps": 4, "guidance_scale": 1.0}, [], 4),
+        (LCMScheduler(T), None, [], 50),
+    ],
+)
+def test_any_scheduler_and_the_models_own_way(tmp_path, scheduler, sampling, offered, steps):
+    """The page's first choice is what the saved model does by itself, pixel by pixel."""
+    DDPMImagePipeline(make_unet(), scheduler, id2label=NAMES, sampling=sampling).save_pretrained(tmp_path)
+    app = space.App(str(tmp_path))
+    assert list(app.service.samplers) == [service.OWN_SAMPLER, *offered]
+    assert app.num_steps[service.OWN_SAMPLER] == steps
+    scale = app.service.guidance_scale
+    assert scale == (sampling or {}).get("guidance_scale", 1.0)
+    parameters = Parameters(("Bag",), 2, steps, service.OWN_SAMPLER, scale, seed=3)
+    frames, images = finish(app.service.submit(parameters))
+    generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+    saved_or_possible = {"num_inference_steps": steps} if sampling is None else {}
+    expected = app.pipe(2, generators, class_labels="Bag", output_type="pt", **saved_or_possible).images
+    assert np.array_equal(np.stack(images), (expected[:, 0] * 255).round().numpy())
+    assert all(frame.x_0.shape == (2, 16, 16) for frame in frames)
+    for sampler in offered:
+        finish(app.service.submit(Parameters(None, 1, 3, sampler)))
+    name = type(scheduler).__name__
+    assert len(frames) <= service.MAX_FRAMES and (name != "LCMScheduler" or steps != 4 or len(frames) == 4)
+    blocks = {getattr(block, "label", ""): block for block in space.build_page(app).blocks.values()}
+    assert blocks["Steps"].maximum == app.service.max_steps == (50 if name == "LCMScheduler" else T)
+    assert blocks["Guidance (1: none)"].value == blocks["guidance_scale"].value == scale
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_x_0_where_the_scheduler_tells_none(prediction_type):
+    """DPM-Solver's step gives no x_0; the frames show the one that ours tells for the same network, x_t and t."""
+    scheduler = DPMSolverMultistepScheduler(prediction_type=prediction_type)
+    pipe = DDPMImagePipeline(make_unet(), scheduler, id2label=NAMES)
+    frames, _ = finish(SamplingService(pipe).submit(Parameters(("Bag",), 1, 1)))
+    noise = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor(frames[0].timestep)
+    output = pipe.denoise(noise, t, pipe.encode("Bag", batch_size=1)).detach()
+    x_0 = DDPMNoiseScheduler(prediction_type=prediction_type).predict_x_0(output, t, noise)
+    assert np.abs(frames[0].x_0.astype(int) - service.to_uint8(x_0)).max() <= 1
+
+
+DIT = {"num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 1, "out_channels": 1, "num_layers": 1}
+DIT |= {"sample_size": 16, "patch_size": 4, "num_embeds_ada_norm": 3}
+MODELS = {
+    "no classes": lambda: DDPMImagePipeline(make_unet(num_class_embeds=None), OURS()),
+    "classes without names": lambda: DDPMImagePipeline(make_unet(), OURS()),
+    "no null label": lambda: DDPMImagePipeline(make_unet(num_class_embeds=3), OURS(), id2label=NAMES),
+    "colour": lambda: DDPMImagePipeline(make_unet(in_channels=3, out_channels=3), OURS(), id2label=NAMES),
+    "another network": lambda: DDPMImagePipeline(DiTTransformer2DModel(**DIT), OURS(), id2label=NAMES),
+    "stock": lambda: DDPMPipeline(make_unet(UNet2DModel, num_class_embeds=None), DDPMScheduler()),
+    "stock with DDIM": lambda: DDIMPipeline(make_unet(UNet2DModel, num_class_embeds=None), DDIMScheduler()),
+    "stock with classes": lambda: DDPMPipeline(make_unet(UNet2DModel), DDPMScheduler()),
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_any_saved_model(tmp_path, kind):
+    """The page's own first click, its explanation and the API."""
+    MODELS[kind]().save_pretrained(tmp_path)
+    app = space.App(str(tmp_path))
+    space.build_page(app)
+    first = (app.class_names or [space.NO_CLASS])[-1]
+    assert first == {"no classes": space.NO_CLASS, "stock": space.NO_CLASS, "stock with DDIM": space.NO_CLASS}.get(
+        kind, "3" if "without" in kind or "stock" in kind else "Bag"
+    )
+    *_, final = app.click(first, 2, 2, service.OWN_SAMPLER, app.service.guidance_scale, 0)
+    assert final[0]["done"] and len(final[0]["frames"]) == 2
+    x_0, x_t, guess, weights = app.explain("Bag", 500)
+    assert x_0.size == x_t.size == guess.size == (16, 16)
+    assert weights["signal"] ** 2 + weights["noise"] ** 2 == pytest.approx(1)
+    labels = [first] if app.class_names else []
+    *_, (png, gif, parameters) = app.generate(labels, 1, 2, service.OWN_SAMPLER, 1, 0)
+    assert parameters["class_labels"] == (labels or [None])
+
+
+FLOW = DPMSolverMultistepScheduler(prediction_type="flow_prediction")
+
+
+@pytest.mark.parametrize(
+    ("pipe", "message"),
+    [
+        (LDMPipeline(None, make_unet(), DDIMScheduler()), "a LDMPipeline of vqvae, unet, scheduler: supported are"),
+        (DDPMImagePipeline(make_unet(), FLOW), "with prediction_type='flow_prediction' tells no x_0"),
+    ],
+)
+def test_an_unsupported_model_is_named(monkeypatch, tmp_path, pipe, message):
+    monkeypatch.setattr(space.DiffusionPipeline, "from_pretrained", lambda *_, **__: pipe)
+    with pytest.raises(SystemExit, match=message):
+        space.load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("fault", ["seed", "network"])
+def test_a_click_that_fails_does_not_look_as_if_it_went_on(model_folder, fault):
+    app = space.App(str(model_folder))
+    if fault == "network":
+        app.pipe.unet.register_forward_pre_hook(lambda *_: 1 / 0)
+    request, views = app.click("Bag", 1, 1, "DDIM", 1, -5 if fault == "seed" else 0), []
+    with pytest.raises((space.gr.Error, ZeroDivisionError)):
+        for viewer, *_ in request:
+            views.append(viewer)
+    assert views[-1]["done"] and views[-1]["status"] == {"seed": "not possible", "network": "failed"}[fault]
+
+
+def test_the_first_click_is_within_the_limit(tmp_path):
+    """10 images of 1000 steps, or 5 with guidance, would be refused."""
+    sampling = {"num_inference_steps": 1000, "guidance_scale": 2.0}
+    DDPMImagePipeline(make_unet(), OURS(), id2label=NAMES, sampling=sampling).save_pretrained(tmp_path)
+    blocks = space.build_page(space.App(str(tmp_path))).blocks.values()
+    assert next(block.value for block in blocks if getattr(block, "label", "") == "Images") == 4
 
 
 def test_noise_and_guess_is_the_schedulers_forward_process(pipe):
@@ -362,13 +517,23 @@ def test_api_says_how_to_make_the_images_again(client, asked, given):
         2
     ]
     again = {
-        "sampler": space.DEFAULT_SAMPLER,
+        "sampler": space.OWN_SAMPLER,
         "num_inference_steps": 2,
-        "guidance_scale": 1,
+        "guidance_scale": 1.3,
+        "eta": 1.0,
+        "solver_order": 2,
         "seed": 3,
         "seeds": [3, 4],
     }
     assert parameters == parameters | again | {"class_labels": given, "batch_size": 2}
+
+
+def test_api_explains_by_name(client):
+    returns = client.view_api(return_format="dict")["named_endpoints"]["/explain"]["returns"]
+    assert [value["label"] for value in returns] == ["x_0", "x_t", "predicted_x_0", "weights"]
+    *pictures, weights = client.predict(image="Bag", timestep=999, api_name="/explain")
+    assert [Image.open(path).size for path in pictures] == [(16, 16)] * 3
+    assert weights["signal"] == pytest.approx(0.00635, abs=1e-5) and weights["timestep"] == 999
 
 
 def test_api_is_documented(client):
@@ -638,6 +803,7 @@ def test_wrong_input_is_told(open_page):
     fill(page.get_by_label("Seed"), -1)
     page.click("#generate")
     page.get_by_text("seed=-1 is not a whole number from 0 to 4294967295.").wait_for()
+    page.locator(".viewer .status", has_text="not possible").wait_for()
 
 
 def test_how_it_works(open_page):
@@ -711,13 +877,6 @@ def test_a_model_that_is_nowhere_is_named(model_id):
         SystemExit, match=f"MODEL_ID='{model_id}' is neither a folder here nor a model that can be had"
     ):
         space.load_model(model_id)
-
-
-def test_a_model_of_classes_without_names_is_refused(tmp_path):
-    pipe = random_model()
-    type(pipe)(pipe.unet, pipe.scheduler).save_pretrained(tmp_path)
-    with pytest.raises(SystemExit, match="has classes without names: add id2label"):
-        space.load_model(str(tmp_path))
 
 
 def test_card_is_shown_without_metadata_and_with_its_pictures(model_folder):
