@@ -1,9 +1,9 @@
 """Repainting and enlarging test images of FashionMNIST, measured: image_conditioning.py [NUM_IMAGES [NUM_RESAMPLE ...]]
 
-The published model draws in its saved way (25 steps), without a class and, with most resampling, with the true one. PSNR is of the whole
-image; the mean error, in grey levels (0 to 255), of what was hidden or enlarged; accuracy is the share of images that the classifier assigns
-to the true class. Peers: the mean of the training images in what is hidden, PIL's bicubic enlargement. Leaves image_conditioning.json here,
-and image_conditioning.png and repainted.png in docs/.
+The published model draws in its saved way (25 steps) and without guidance: without a class and, with most resampling, with the true one.
+PSNR is of the whole image; the mean error, in grey levels (0 to 255), of what was hidden or enlarged; accuracy is the share of images that
+the classifier assigns to the true class. Peers: the mean of the training images in what is hidden, PIL's bicubic enlargement. Leaves
+image_conditioning.json here, and image_conditioning.png and repainted.png in docs/.
 """
 
 import json
@@ -88,19 +88,13 @@ if __name__ == "__main__":
     images, labels = test.images[:count, 0].numpy(), test.labels[:count]
     mean = train.images[:, 0].double().mean(0).round().to(torch.uint8).numpy()
     score = partial(scores, images=images, labels=labels, classifier=classifier)
-    strips = {}
-    for i in (0, 1, 8, 9):  # an ankle boot, a pullover, a sandal, a sneaker
-        _, given, shown, *_ = list(tasks(np.stack([images[i]] * 5), mean))[1]
-        answers = draw(pipe, given, 5, num_resample=max(resamples), class_labels=int(labels[i]))
-        strips[pipe.id2label[int(labels[i])]] = [Image.fromarray(x) for x in (images[i], shown[0], *answers)]
-    labelled_grid(strips).save(ROOT / "docs" / "repainted.png")
     results = {
         "num_images": count,
         "accuracy of test images": score(images, asked=np.ones((SIZE, SIZE), bool))["accuracy"],
     }
     rows = {"test images": images[:10]}
     ways = {f"num_resample={n}": {"num_resample": n} for n in resamples}
-    ways["with the class"] = {"num_resample": max(resamples), "class_labels": labels.tolist()}
+    ways["with the class"] = {"num_resample": max(resamples), "class_labels": labels.tolist(), "guidance_scale": 1.0}
     for name, given, shown, peer, asked in tasks(images, mean):
         results[name] = {"peer": score(peer, asked=asked)}
         rows[name] = shown[:10]
@@ -112,3 +106,9 @@ if __name__ == "__main__":
         Path(__file__).with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
         grid = labelled_grid({name: list(map(Image.fromarray, row)) for name, row in rows.items()})
         grid.save(ROOT / "docs" / "image_conditioning.png")
+    strips = {}
+    for i in (0, 1, 8, 9):  # an ankle boot, a pullover, a sandal, a sneaker
+        _, given, shown, *_ = list(tasks(np.stack([images[i]] * 5), mean))[1]
+        answers = draw(pipe, given, 5, num_resample=max(resamples), class_labels=int(labels[i]))
+        strips[pipe.id2label[int(labels[i])]] = [Image.fromarray(x) for x in (images[i], shown[0], *answers)]
+    labelled_grid(strips).save(ROOT / "docs" / "repainted.png")

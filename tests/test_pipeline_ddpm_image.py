@@ -643,6 +643,10 @@ def test_the_result_satisfies_the_measurement(scheduler, options):
     assert np.abs(image.reshape(4, 2, 2, 4).mean((1, 3)) * 255 - small).max() < 1
     image = colour(image=Image.fromarray(picture), **options).images[0]
     assert image.std(axis=-1).max() > 0.01 and np.abs(image.mean(axis=-1) * 255 - picture).max() < 1
+    top = np.float32([[0, 0], [0, 0], [1, 1], [1, 1]])  # of a smaller picture, the upper half is known
+    image = grey(image=Image.fromarray(small), mask_image=top, **options).images[0, ..., 0]
+    off = np.abs(image.reshape(4, 2, 2, 4).mean((1, 3)) * 255 - small)
+    assert off[:2].max() < 1 < off[2:].max()
     image = colour(image=Image.fromarray(small), **options).images[0]
     assert np.abs(image.reshape(4, 2, 2, 4, 3).mean((1, 3, 4)) * 255 - small).max() < 1
 
