@@ -108,6 +108,8 @@ ROUTES = [
     ("GET", rf"/api/{REPO}/tree/(?P<rev>[^/]+)(?:/(?P<path>.+))?", "tree"),
     ("GET", rf"/api/{REPO}/auth-check/write", "auth_check"),
     ("GET", rf"/api/{REPO}/discussions", "discussions"),
+    ("POST", rf"/api/{REPO}/discussions", "create_pull_request"),
+    ("GET", rf"/api/{REPO}/discussions/(?P<number>\d+)", "pull_request"),
     ("GET", rf"/api/{REPO}/variables", "variables"),
     ("POST", rf"/api/{REPO}/variables", "set_variable"),
     ("GET", rf"/api/{REPO}(?:/revision/(?P<rev>[^/]+))?", "info"),
@@ -271,6 +273,20 @@ class Handler(BaseHTTPRequestHandler):
         ]
         return {"discussions": found, "count": len(found), "start": 0}
 
+    def open_pull_request(self, repo: Repo, id: str, type: str, title: str, status: str) -> dict:
+        about = {"num": len(repo.pull_requests) + 1, "title": title, "isPullRequest": True, "status": status}
+        about |= {"author": {"name": self.user()[0]}, "repo": {"name": id, "type": type[:-1]}, "events": []}
+        about |= {"changes": {"base": "main"}, "filesWithConflicts": [], "createdAt": "2026-01-01T00:00:00.000Z"}
+        repo.pull_requests.append(about)
+        repo.refs[f"refs/pr/{about['num']}"] = repo.refs["main"]
+        return about
+
+    def create_pull_request(self, type: str, id: str):
+        return self.open_pull_request(self.readable(type, id), id, type, json.loads(self.body)["title"], "draft")
+
+    def pull_request(self, type: str, id: str, number: str):
+        return self.readable(type, id).pull_requests[int(number) - 1]
+
     def variables(self, type: str, id: str):
         variables = self.writable(type, id).variables
         return {name: {"key": name, "value": value, "description": ""} for name, value in variables.items()}
@@ -333,15 +349,9 @@ class Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = self.hub.lfs[value["oid"]]
             else:
                 files.pop(value["path"])
-        ref = f"refs/pr/{len(repo.pull_requests) + 1}" if as_pr else rev
+        ref = f"refs/pr/{self.open_pull_request(repo, id, type, header['summary'], 'open')['num']}" if as_pr else rev
         new = repo.commit(ref, header["summary"], files, head.sha)
         url = f"{self.hub.endpoint}/{id}"
-        if as_pr:
-            number, author = len(repo.pull_requests) + 1, {"name": self.user()[0]}
-            pr = {"num": number, "title": header["summary"], "author": author, "isPullRequest": True, "status": "open"}
-            repo.pull_requests.append(
-                pr | {"createdAt": "2026-01-01T00:00:00.000Z", "repo": {"name": id, "type": type[:-1]}}
-            )
         pull_request = f"{url}/discussions/{len(repo.pull_requests)}" if as_pr else None
         return {"commitOid": new.sha, "commitUrl": f"{url}/commit/{new.sha}", "pullRequestUrl": pull_request}
 

@@ -54,25 +54,12 @@ def make_card(pipeline, folder: Path, name: str, branch: str = "main", stock: bo
             model_name=name,
             eval_results=_eval_results(figures, settings, str(settings.get("dataset") or dataset)) or None,
         )
-        card = ModelCard.from_template(
-            metadata,
-            template_path=str(_template()),
-            name=name,
-            branch=branch,
-            pipeline=pipeline,
-            arguments=_arguments(pipeline),
-            has_stock=has_stock(pipeline),
-            shows_stock=has_stock(pipeline) and branch == "main" if stock is None else stock,
-            dataset=dataset,
-            options=options,
-            results=results,
-            figures=figures,
-            settings=settings,
-            floors=_flat(metrics.get("floors") or {}),
-            spreads=_flat(metrics.get("spreads") or {}),
-            notes={note: text for note, text in metrics.items() if isinstance(text, str)},
-            has_samples=(folder / "samples.png").exists(),
-        )
+        about = {"name": name, "branch": branch, "pipeline": pipeline, "arguments": _arguments(pipeline)}
+        about |= {"has_stock": has_stock(pipeline), "shows_stock": branch == "main" if stock is None else stock}
+        about |= {"metrics": metrics, "figures": figures, "settings": settings, "flat": _flat}
+        about |= {"dataset": dataset, "options": options, "results": results}
+        about |= {"has_samples": (folder / "samples.png").exists()}
+        card = ModelCard.from_template(metadata, template_path=str(_template()), **about)
     except Exception as error:  # of any kind: the template meets what others wrote
         files = "metrics.json, train_results.json and training_config.yaml"
         raise ValueError(f"The card cannot be made from {files} in {folder}: {one_line(error)}") from error

@@ -25,8 +25,8 @@ class HubError(OSError):
     """The Hub did not give or take a model; the message says why and what to do."""
 
 
-def attempt(what: str, function, *args, hint: str = "", **kwargs) -> Any:
-    """function(*args, **kwargs), up to five times with growing pauses; then a HubError: Could not `what`: the reason. `hint`."""
+def attempt(what: str, function, *args, **kwargs) -> Any:
+    """function(*args, **kwargs), up to five times with growing pauses; then a HubError "Could not {what}: (the reason)"."""
 
     def warn(state) -> None:
         pause = state.next_action.sleep
@@ -38,7 +38,7 @@ def attempt(what: str, function, *args, hint: str = "", **kwargs) -> Any:
     except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
         may_pass = _is_transient(error) or isinstance(error, RuntimeError)  # an upload that huggingface_hub gave up
         again = " The same push again finishes it." if may_pass else ""
-        raise HubError(f"Could not {what}: {reason(error)}{again}{hint}") from error
+        raise HubError(f"Could not {what}: {reason(error)}{again}") from error
 
 
 def create_repo(api: HfApi, repo_id: str, repo_type: str, private: bool, **options) -> dict[str, Any]:
@@ -62,11 +62,10 @@ def commit(what: str, api: HfApi, repo, stages: dict[str, Path], patterns: Itera
     for branch in stages.keys() - {"main"}:
         attempt(what, api.create_branch, **repo, branch=branch, exist_ok=True)
     heads = {branch: attempt(what, api.repo_info, **repo, revision=branch).sha for branch in stages}
-    hint = ""
     for branch, stage in stages.items():
         options = {**repo, "revision": branch, "folder_path": stage, "parent_commit": heads[branch]}
-        pushed = attempt(what, _upload, api, patterns, hint=hint, **options)
-        hint = f" Its branch {branch!r} has this model already; the others have another one."
+        pushed = attempt(what, _upload, api, patterns, **options)
+        what += f" (its branch {branch!r} has this model already, the rest has another)"
     return pushed
 
 

@@ -38,7 +38,7 @@ HUB_TOKEN = re.compile(rb"\b(?:hf|api_org)_[A-Za-z0-9]{30,}")
 
 def list_files(folder: Path, patterns: Iterable[str] = MODEL_FILES) -> list[str]:
     """The files of a folder that match, as paths in a repo."""
-    paths = {path for pattern in patterns for path in folder.glob(pattern) if path.is_symlink() or path.is_file()}
+    paths = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 

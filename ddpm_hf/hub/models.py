@@ -24,19 +24,9 @@ from huggingface_hub import snapshot_download
 
 from .. import __version__
 from ..pipeline_ddpm_image import DDPMImagePipeline
+from . import files
 from .card import renew_card
 from .commits import HubError, one_line, reason
-from .files import (
-    CONFIGS,
-    EXTRAS,
-    MODEL_FILES,
-    ROOT_CONFIGS,
-    WEIGHTS,
-    copy_files,
-    list_files,
-    list_variants,
-    read_json,
-)
 
 DIRECTORIES = re.compile(r"(?<![^\s='\"])/(?:[^/\s'\"]+/)*")  # of a path on this machine, in an option or a command
 NO_PICKLES = "Weights are read from .safetensors only; a .bin or .pt is refused: unpickling it can run any code."
@@ -94,12 +84,11 @@ def save(pipeline, folder, *, samples=None, metrics=None, train_config=None, tra
 def _stage(pipeline, staging: Path, folder: Path, samples, texts: dict[str, str]) -> None:
     """Write all of a saved model aside, and on the disk."""
     pipeline.save_pretrained(staging)
-    weights = list_files(staging, WEIGHTS)
+    weights = files.list_files(staging, files.WEIGHTS)
     for source in (folder, Path(pipeline.config.get("_name_or_path") or folder)):
-        if (
-            filecmp.cmpfiles(staging, source, weights, shallow=False)[0] == weights
-        ):  # these weights were saved there before
-            copy_files(source, staging, set(list_files(source, (*EXTRAS, *WEIGHTS))) - set(weights))
+        if filecmp.cmpfiles(staging, source, weights, shallow=False)[0] == weights:  # they were saved there before
+            kept = files.list_files(source, (*files.EXTRAS, *files.WEIGHTS))
+            files.copy_files(source, staging, set(kept) - set(weights))
             break
     if samples is not None:
         samples.save(staging / "samples.png")
@@ -107,7 +96,7 @@ def _stage(pipeline, staging: Path, folder: Path, samples, texts: dict[str, str]
         (staging / name).write_text(text)
     if texts or samples is not None or not (staging / "README.md").exists():
         renew_card(pipeline, staging, folder.resolve().name)
-    (staging / ".stale").write_text("\n".join(set(list_files(folder)) - set(list_files(staging))))
+    (staging / ".stale").write_text("\n".join(set(files.list_files(folder)) - set(files.list_files(staging))))
     for path in (staging, *staging.rglob("*")) if os.name == "posix" else ():
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
@@ -120,7 +109,7 @@ def _finish_save(folder: Path) -> None:
     with suppress(FileNotFoundError):
         for name in (saved / ".stale").read_text().splitlines():
             (folder / name).unlink(missing_ok=True)
-        for name in list_files(saved):
+        for name in files.list_files(saved):
             (folder / name).parent.mkdir(exist_ok=True)
             with suppress(FileNotFoundError):
                 os.replace(saved / name, folder / name)
@@ -128,8 +117,7 @@ def _finish_save(folder: Path) -> None:
 
 
 def _public_text(name: str, figures: dict) -> str:
-    """YAML or JSON for everybody to read: no token, no directory of this machine. JSON has no NaN: it becomes null, so that a bad metric
-    cannot block a save."""
+    """YAML or JSON that names no token and no directory of this machine. NaN, which JSON lacks, becomes null: a bad metric cannot block a save."""
     is_yaml = name.endswith(".yaml")
     text = json.dumps(figures, default=lambda value: value.tolist() if hasattr(value, "tolist") else os.fspath(value))
     figures = json.loads(
@@ -172,7 +160,7 @@ def load(model, *, revision=None, variant=None, token=None, local_files_only: bo
 
 
 def _download(repo_id: str, **options) -> Path:
-    patterns = [name for name in (*MODEL_FILES, *ROOT_CONFIGS) if not name.endswith(".py")]
+    patterns = [name for name in (*files.MODEL_FILES, *files.ROOT_CONFIGS) if not name.endswith(".py")]
     try:
         return Path(snapshot_download(repo_id, allow_patterns=patterns, **options))
     except hub_errors.HFValidationError:
@@ -183,11 +171,11 @@ def _download(repo_id: str, **options) -> Path:
 
 def _load(folder: Path, variant: str | None) -> DDPMImagePipeline:
     network = _network_class(folder)
-    if variant not in (known := list_variants(folder)):
+    if variant not in (known := files.list_variants(folder)):
         there = f"its weights have {', '.join(f'variant={name!r}' for name in known)}." if known else NO_PICKLES
         raise ValueError(f"it has no unet/*.safetensors of variant={variant!r}: {there}")
-    for name in list_files(folder, (*CONFIGS, *ROOT_CONFIGS, "text_encoder/config.json")):
-        read_json(folder / name, _check_numbers, 2**16 if name.endswith("/config.json") else 2**24)
+    for name in files.list_files(folder, (*files.CONFIGS, *files.ROOT_CONFIGS, "text_encoder/config.json")):
+        files.read_json(folder / name, _check_numbers, 2**16 if name.endswith("/config.json") else 2**24)
     options: dict[str, Any] = {"subfolder": "unet"} if (folder / "unet" / "config.json").exists() else {}
     options |= {"variant": variant, "use_safetensors": True, "disable_mmap": True, "output_loading_info": True}
     unet, info = network.from_pretrained(folder, **options)
@@ -206,15 +194,13 @@ def _load(folder: Path, variant: str | None) -> DDPMImagePipeline:
 
 def _network_class(folder: Path):
     """The class of the network, ours or diffusers', after a look at what loading relies on in model_index.json."""
-    if not (folder / "model_index.json").exists():
-        raise ValueError("it has no model_index.json, so it is not a saved model.")
-    index = read_json(folder / "model_index.json")
+    index = files.read_json(folder / "model_index.json")
     for key, (pattern, example) in INDEX.items():
         if not re.fullmatch(pattern, json.dumps(index.get(key))):
             raise ValueError(f"model_index.json: {key}={index.get(key)!r:.80} must be like {example}.")
     name = index["unet"][1]
     network = DDPMImagePipeline.component_classes.get(name) or getattr(diffusers, name, None)
-    takes = inspect.signature(network.forward).parameters if hasattr(network, "from_pretrained") else {}
+    takes = inspect.signature(network.forward).parameters if hasattr(network, "forward") else {}
     if "timestep" not in takes or any(takes[name].default is inspect.Parameter.empty for name in list(takes)[3:]):
         raise ValueError(f"model_index.json: unet={name:.80} is not a network of x_t and a timestep alone.")
     return network

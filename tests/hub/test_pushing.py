@@ -1,16 +1,23 @@
 """Pushing when something is in the way: each fault with what it leaves; pull requests, the Space, the script."""
 
+import copy
+import itertools
 import json
 import runpy
 import sys
+import threading
 from pathlib import Path
 
+import hub_repos
 import pytest
-from hub_fixtures import tree
-from huggingface_hub import HfApi, SpaceCard
+from hub_fixtures import tiny_pipeline, tree
+from huggingface_hub import HfApi, SpaceCard, constants
 
 from ddpm_hf import hub
+from ddpm_hf.hub import commits as commits_module
+from ddpm_hf.hub import pushing as pushing_module
 
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "push_to_hub.py"
 ALL = 10**6
 
@@ -160,6 +167,142 @@ def test_pull_request(remote, saved, no_waiting, how):
     assert b"stock" not in remote.repo("alice/tiny").at("refs/pr/1").files["README.md"]  # which there is not
 
 
+# ------------------------------------------------------------------ two pushes to one repo
+
+
+@pytest.fixture(scope="module")
+def rivals(tmp_path_factory):
+    """Two saved models, "a" and "b", that draw alike with and without `DDPMPipeline`: their weights are the same on both branches."""
+    home = tmp_path_factory.mktemp("rivals")
+    return {name: hub.save(tiny_pipeline(seed, None), home / name) for seed, name in enumerate("ab")}
+
+
+def owners(remote, rivals) -> dict[str, str]:
+    """Branch -> whose weights it has."""
+    weights = {(folder / WEIGHTS).read_bytes(): name for name, folder in rivals.items()}
+    repo = remote.repo("alice/tiny")
+    return {branch: weights.get(repo.at(branch).files.get(WEIGHTS), "nobody") for branch in ("main", "stock")}
+
+
+def refusal(push) -> str:
+    """Why a push failed, "" if it did not."""
+    try:
+        push()
+    except hub.HubError as error:
+        return str(error)
+    return ""
+
+
+def check(remote, rivals, refused: dict[str, str]) -> None:
+    """Both branches are of one model, or a push said that they are not, and does its work when it is repeated."""
+    assert len(set(owners(remote, rivals).values())) == 1 or any(refused.values()), (owners(remote, rivals), refused)
+    assert all("somebody else committed to it meanwhile" in text for text in refused.values() if text)
+    for name in [name for name, text in refused.items() if text]:
+        hub.push(rivals[name], "alice/tiny")
+        assert set(owners(remote, rivals).values()) == {name}
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_push_within_a_push(remote, rivals, monkeypatch, is_new):
+    """All of b's push goes through at one of the requests of a's, whichever."""
+    HfApi().create_repo("alice/tiny")
+    if not is_new:
+        hub.push(hub.save(tiny_pipeline(2, None), rivals["a"].parent / "first"), "alice/tiny")
+    before = copy.deepcopy(remote.repos)
+
+    def run(moment: int) -> dict[str, str]:
+        remote.repos.update(copy.deepcopy(before))
+        requests, refused = itertools.count(), {}
+
+        def fault(method, path):
+            if next(requests) == moment:
+                return lambda: refused.update(b=refusal(lambda: hub.push(rivals["b"], "alice/tiny")))
+
+        monkeypatch.setattr(remote, "fault", fault)
+        refused["a"] = refusal(lambda: hub.push(rivals["a"], "alice/tiny"))
+        check(remote, rivals, refused)
+        return refused
+
+    moments = itertools.takewhile(lambda moment: "b" in run(moment), itertools.count())  # a has no more requests
+    assert len(list(moments)) > 12
+
+
+ORDERS = [["b" if i in places else "a" for i in range(6)] for places in itertools.combinations(range(1, 6), 3)]
+
+
+@pytest.mark.parametrize("order", ORDERS, ids="".join)
+def test_two_pushes_at_once(remote, rivals, monkeypatch, order):
+    """Three steps of each, in every order: all up to its look at the branches, then stock, then main."""
+    hub.push(hub.save(tiny_pipeline(2, None), rivals["a"].parent / "first"), "alice/tiny")
+    staged = threading.Event()  # models are loaded one after the other: diffusers cannot do it in two threads
+    turns, changed, refused, attempt = list(order), threading.Condition(), {}, commits_module.attempt
+
+    def in_turn(what, function, *args, **kwargs):
+        me = threading.current_thread().name
+        staged.set()
+        with changed:
+            assert changed.wait_for(lambda: me not in turns or turns[0] == me, 60)
+            result = attempt(what, function, *args, **kwargs)
+            if function is commits_module._upload or (turns.count(me) == 3 and kwargs.get("revision") == "main"):
+                turns.remove(me)
+            changed.notify_all()
+        return result
+
+    def run(name):
+        refused[name] = refusal(lambda: hub.push(rivals[name], "alice/tiny"))
+        with changed:
+            turns[:] = [turn for turn in turns if turn != name]
+            changed.notify_all()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(commits_module, "attempt", in_turn)
+        patch.setattr(pushing_module, "attempt", in_turn)
+        threads = [threading.Thread(target=run, args=name, name=name) for name in "ab"]
+        threads[0].start()
+        assert staged.wait(60)
+        threads[1].start()
+        for thread in threads:
+            thread.join()
+    assert refused.keys() == {"a", "b"}
+    check(remote, rivals, refused)
+
+
+# ------------------------------------------------------------------ uploads as they go by default
+
+
+@pytest.fixture
+def pipelined(monkeypatch):
+    """upload_folder as it is with hf_xet, in a thread of its own and with its own retries; the local Hub then takes all files as text."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    monkeypatch.setattr(hub_repos, "LFS_SUFFIXES", ())
+
+
+@pytest.mark.parametrize("where", [COMMIT, COMMIT_STOCK])
+@pytest.mark.parametrize("how", ["lost", "drop", 503, None])
+def test_faults_of_the_default_upload(remote, saved, pipelined, no_waiting, where, how):
+    """huggingface_hub repeats a commit whose answer was lost, and is told that its parent is old: our own commit."""
+    if how:
+        remote.fail(*where, how)
+    commit = hub.push(saved, "alice/tiny")
+    assert commits(remote) == FINISHED and commit.oid == remote.repo("alice/tiny").refs["main"]
+    assert hub.push(saved, "alice/tiny").oid == commit.oid and commits(remote) == FINISHED
+
+
+@pytest.mark.parametrize("how", ["lost", "drop", None])
+@pytest.mark.parametrize("where", [("POST", "/discussions"), ("POST", "/commit/refs")])
+def test_pull_request_by_the_default_upload(remote, saved, pipelined, no_waiting, where, how):
+    HfApi().create_repo("alice/tiny")
+    if how:
+        remote.fail(*where, how)
+    first = hub.push(saved, "alice/tiny", create_pr=True)
+    assert how or first.pr_url.endswith("/discussions/1")
+    hub.save(hub.load(saved), saved, metrics={"fid": 1.0})
+    hub.push(saved, "alice/tiny", create_pr=True)
+    repo = remote.repo("alice/tiny")
+    assert set(repo.refs) == {"main", "refs/pr/1"} and len(repo.pull_requests) == 1
+    assert b"1.0" in repo.at("refs/pr/1").files["metrics.json"]
+
+
 # ------------------------------------------------------------------ the Space and the script
 
 
@@ -229,6 +372,6 @@ def test_script_says_why_it_failed(remote, saved, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_alice_read")
     with pytest.raises(SystemExit, match="error: Could not push .*role 'write'"):
         run_script(monkeypatch, str(saved), "--repo_id", "alice/tiny")
-    with pytest.raises(SystemExit, match="error: .*is not a saved model"):
+    with pytest.raises(SystemExit, match="error: .*model_index.json"):
         run_script(monkeypatch, str(saved / "logs"), "--repo_id", "alice/tiny")
     assert json.loads((saved / "metrics.json").read_text())["metrics"]["fid"] == 3.5
