@@ -1,6 +1,6 @@
-"""The hardware of a launch: its cores, shared out among the ranks (`accelerate launch` leaves each one thread), and its precision.
+"""The hardware of a launch: its cores, divided among the ranks (`accelerate launch` leaves each one thread), and its precision.
 
-`training` and `evaluation` ask once they know their ranks, their configs for a default; `training` tells the card what it ran on.
+Used by `training` and `evaluation`, and by their configs for defaults; `training` writes what it ran on into the card.
 """
 
 import os
@@ -12,14 +12,14 @@ from .pipeline_ddpm_image import has_bfloat16
 
 
 def use_own_cores(state) -> None:
-    """Give this rank its part of the cores, where it computes on them. `state`: an Accelerator or a PartialState."""
+    """On a CPU, let this rank use its share of the cores. `state`: an Accelerator or a PartialState."""
     if state.device.type == "cpu":
         torch.set_num_threads(max(num_cores() // state.num_processes, 1))
 
 
 def runs_on_cpu() -> bool:
-    """Whether a launch computes on the CPU: it was told to, there is no accelerator, or one without float64, which draws and the bound
-    take (MPS)."""
+    """Whether a launch computes on the CPU: it was told to, there is no accelerator, or the accelerator is MPS, which lacks float64;
+    `keys.draw` and the bound need it."""
     if parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available():
         return True
     return torch.accelerator.current_accelerator().type == "mps"

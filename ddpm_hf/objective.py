@@ -62,11 +62,16 @@ class Consistency:
         pipeline: the trained model; its weights as they are now are the teacher's.
         guidance: the path follows the teacher's x_0 under this guidance scale (distillation), so that the student needs none;
             None is the straight line from x_0 to its noise (tuning), with no teacher.
+
+    Raises:
+        ValueError: guidance for a model without a condition.
     """
 
     ANCHOR, LEAST_GAP = 0.15, 0.2
 
     def __init__(self, pipeline, guidance: float | None = None):
+        if guidance is not None and not pipeline.takes:
+            raise ValueError(f"distill_guidance={guidance}: the model has no condition to be guided by.")
         self.pipeline, self.guidance, self.progress = pipeline, guidance, 0.0
         self.teacher = None if guidance is None else copy.deepcopy(pipeline.unet).eval().requires_grad_(False)
         abar = pipeline.scheduler.alphas_cumprod.double()
@@ -94,8 +99,9 @@ class Consistency:
 
     def _guided(self, scheduler, x_t, t, condition) -> torch.Tensor:
         """The teacher's x_0 under guidance."""
+        teacher = self.teacher.to(x_t.device)  # it was copied before the run placed its network
         given, null = (
-            scheduler.predict_x_0(self.pipeline.denoise(x_t, t, words, network=self.teacher), t, x_t)
+            scheduler.predict_x_0(self.pipeline.denoise(x_t, t, words, network=teacher), t, x_t)
             for words in (condition, self.pipeline.null(condition))
         )
         return (null + self.guidance * (given - null)).clamp(-1, 1)
@@ -115,11 +121,21 @@ class Consistency:
 
 
 def make_objective(name: str | None, pipeline, snr_gamma: float = 0.0, guidance: float | None = None) -> Objective:
-    """The objective of a run, by its name. None is hybrid where the variance is learned, and simple elsewhere."""
+    """The objective of a run, by its name. None is hybrid where the variance is learned, and simple elsewhere.
+
+    Raises:
+        ValueError: hybrid for a variance that is not learned, or guidance for a model without a condition.
+    """
     if name == "consistency":
         return Consistency(pipeline, guidance)
+    variance_type = pipeline.scheduler.config.variance_type
+    is_learned = variance_type.startswith("learned")
     if name is None:
-        name = "hybrid" if pipeline.scheduler.config.variance_type.startswith("learned") else "simple"
+        name = "hybrid" if is_learned else "simple"
+    if name == "hybrid" and not is_learned:
+        raise ValueError(
+            f"objective='hybrid' trains a learned variance; this model's variance_type is {variance_type!r}."
+        )
     return partial({"simple": simple, "hybrid": hybrid}[name], snr_gamma=snr_gamma)
 
 

@@ -15,6 +15,7 @@ from typing import Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from ..hardware import default_precision
+from .ema import MAX_SIGMA_REL
 from .presets import CONSISTENCY, FINE_TUNING, PRESETS, Preset, find_preset
 
 _DEFAULTS = dict(  # of the options that a preset may set
@@ -25,8 +26,6 @@ _DEFAULTS = dict(  # of the options that a preset may set
     adam_beta2=0.99,
     weight_decay=0.01,
 )
-
-MAX_SIGMA_REL = 0.288  # of a power-function average: the plain mean's width
 
 
 def _option(default, help: str):
@@ -128,7 +127,8 @@ class TrainConfig:
         """The preset's values and the launcher's precision, for options that are left at None."""
         if self.preset is None and self.init_from is None:
             self.preset = "fashion-mnist-quick"
-        recipe = _DEFAULTS | (FINE_TUNING if self.init_from else find_preset(self.preset).training)
+        recipe = _DEFAULTS | (find_preset(self.preset).training if self.preset else {})
+        recipe |= FINE_TUNING if self.init_from else {}
         recipe |= CONSISTENCY if self.objective == "consistency" else {}
         for name, value in (recipe | _durations(recipe, self.max_train_steps)).items():
             if getattr(self, name) is None:
@@ -154,6 +154,12 @@ class TrainConfig:
             )
         if self.objective == "consistency" and not self.init_from:
             raise ValueError("objective='consistency' starts from a trained model: name it with init_from.")
+        if self.objective == "consistency" and self.snr_gamma:
+            raise ValueError(
+                f"snr_gamma={self.snr_gamma} weighs the losses simple and hybrid, not objective='consistency'."
+            )
+        if self.distill_guidance is not None and self.objective != "consistency":
+            raise ValueError(f"distill_guidance={self.distill_guidance} belongs to objective='consistency'.")
         if self.preset:
             self.choose(find_preset(self.preset))
 
@@ -223,11 +229,12 @@ RANGES = [  # options, what holds for each, in words
     ("validation_steps num_validation_images guidance_scale", lambda x: x >= 0, "at least 0"),
     ("learning_rate max_grad_norm", lambda x: x > 0, "above 0"),
     ("adam_beta2 ema_decay label_dropout", lambda x: 0 <= x < 1, "in [0, 1)"),
+    ("distill_guidance", lambda x: x is None or x >= 0, "at least 0"),
     ("seed", lambda x: 0 <= x < 2**32, "in [0, 2**32)"),
     (
         "ema_sigma_rels",
         lambda x: all(0 < width < MAX_SIGMA_REL for width in x),
-        f"a list of numbers above 0, below {MAX_SIGMA_REL}",
+        f"a list of numbers above 0, below {MAX_SIGMA_REL:.3f}",
     ),
 ]
 SCHEDULER_OPTIONS = ("prediction_type", "variance_type", "rescale_betas_zero_snr")

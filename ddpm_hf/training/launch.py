@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -20,6 +21,7 @@ from ..hardware import runs_on_cpu, use_own_cores
 from .config import TrainConfig
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
+PASSED_ON_SECONDS = 5.0  # torchrun sends its ranks what they got from the terminal or the cluster once more
 OTHERS = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
@@ -115,11 +117,13 @@ def _wait_for_signal_of_rank() -> None:
 
 
 class StopSignals:
-    """Catches SIGTERM and Ctrl-C while it is entered. The first is noted, and the run ends after saving; the second ends it at once."""
+    """Catches SIGTERM and Ctrl-C while it is entered. The first is noted, and the run ends after saving; one that comes more than
+    PASSED_ON_SECONDS later ends it at once."""
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
         self.number: int | None = None
+        self.caught_at, self.is_agreed = 0.0, False
 
     def __enter__(self) -> "StopSignals":
         self.before = {number: signal.signal(number, self.catch) for number in STOPPING}
@@ -130,20 +134,25 @@ class StopSignals:
             signal.signal(number, handler)
 
     def catch(self, number: int, frame: FrameType | None = None) -> None:
-        if self.number is not None:
+        if self.number is None:
+            self.number, self.caught_at = number, time.monotonic()
+            self.accelerator.set_trigger()
+        elif time.monotonic() - self.caught_at > PASSED_ON_SECONDS:
             raise KeyboardInterrupt(f"a second {signal.Signals(number).name}")
-        self.number = number
-        self.accelerator.set_trigger()
 
     def is_caught(self) -> bool:
         """Whether this rank got a signal."""
         return self.number is not None
 
     def on_any_rank(self, may_wait: bool) -> bool:
-        """Whether any rank got a signal. Asking the others is a collective, done where `may_wait`; elsewhere the answer is no."""
+        """Whether any rank got a signal. Asking the others is a collective, done where `may_wait`; elsewhere the answer is no.
+
+        Once it is yes it stays so, on all ranks: `check_trigger` forgets.
+        """
         if self.accelerator.num_processes == 1:
-            return self.number is not None
-        return may_wait and self.accelerator.check_trigger()
+            return self.is_caught()
+        self.is_agreed = self.is_agreed or (may_wait and self.accelerator.check_trigger())
+        return self.is_agreed
 
     @property
     def name(self) -> str:

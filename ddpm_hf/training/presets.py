@@ -204,6 +204,7 @@ CONSISTENCY = dict(  # a student of few steps
     ema_decay=0.998,
     lr_scheduler="constant_with_warmup",
     weight_decay=0.0,
+    snr_gamma=0.0,
 )
 
 

@@ -35,12 +35,16 @@ class Start:
 
 
 def find_start(config: TrainConfig) -> Start:
-    """Raises ValueError or HubError where --init_from names no model."""
+    """The preset and the source of a run. Raises ValueError or HubError where --init_from names no model that can be trained."""
     source = hub.load(config.init_from) if config.init_from else None
     if config.preset:
         preset = find_preset(config.preset)
     else:
         configs = dict(source.unet.config), dict(source.scheduler.config)
+        if not isinstance(size := configs[0].get("sample_size"), int):
+            raise ValueError(
+                f"init_from={config.init_from!r} has sample_size={size!r}: it must be the pixels of a side."
+            )
         sampling = {name: value for name, value in source.sampling.items() if name != "guidance_scale"}
         text = source.text_encoder and source.text_encoder.name_or_path
         options = {"network": type(source.unet), "text_encoder": text} | ({"sampling": sampling} if sampling else {})
@@ -63,9 +67,10 @@ def make_pipeline(start: Start, class_names: list[str] | None, config: TrainConf
     unet = preset.network.from_config(unet_config)
     scheduler = DDPMNoiseScheduler.from_config(preset.scheduler)
     pipeline = DDPMImagePipeline(unet, scheduler, id2label or None, sampling, **text)
-    if id2label and pipeline.null_label is None:
+    if pipeline.num_labels is not None and pipeline.null_label is None:
         raise ValueError(
-            f"preset={config.preset!r}: its network knows {pipeline.num_labels} labels; {len(id2label)} classes need one more, the null label."
+            f"dataset={config.dataset!r} has {len(id2label)} classes: this network's table has {pipeline.num_labels} labels,"
+            " the null label included."
         )
     _check_shapes(pipeline)
     if start.source:
@@ -104,18 +109,30 @@ def _check_shapes(pipeline: DDPMImagePipeline) -> None:
 
 
 def take_over(pipeline: DDPMImagePipeline, source: DDPMImagePipeline, name: str) -> None:
-    """Copy the weights of `source` that fit; those that do not are new, and named in one line.
+    """Copy the weights of `source` that fit; one line names those that are new and those that have no place here.
 
     A class table fits where the classes are the same ones.
     """
     state, trained = pipeline.unet.state_dict(), source.unet.state_dict()
     fits = {key: value for key, value in trained.items() if key in state and state[key].shape == value.shape}
     if source.id2label != pipeline.id2label:
-        fits = {key: value for key, value in fits.items() if not key.startswith("class_embedding.")}
+        tables = _class_tables(pipeline)
+        fits = {key: value for key, value in fits.items() if key not in tables}
     if not fits:
         raise ValueError(f"init_from={name!r}: none of its weights fit this network.")
     with torch.no_grad():
         for key, value in fits.items():
             state[key].copy_(value)
-    new = sorted(state.keys() - fits.keys())
-    logger.warning(f"init_from={name!r}: {len(fits)} tensors taken over; made anew: {', '.join(new) or 'none'}.")
+    new, unused = (
+        ", ".join(sorted(keys)) or "none" for keys in (state.keys() - fits.keys(), trained.keys() - state.keys())
+    )
+    logger.warning(f"init_from={name!r}: {len(fits)} tensors taken over; made anew: {new}; left out: {unused}.")
+
+
+def _class_tables(pipeline: DDPMImagePipeline) -> set[str]:
+    """Names of the embeddings of class labels; DiT has one in each block."""
+    return {
+        f"{name}.weight"
+        for name, module in pipeline.unet.named_modules()
+        if isinstance(module, torch.nn.Embedding) and module.num_embeddings == pipeline.num_labels
+    }

@@ -7,7 +7,7 @@ and dropout on (seed, forward pass, rank), never on the state of a global genera
 where kernels are deterministic, as on a CPU.
 
     OUTPUT_DIR/                     the saved model, once the run has ended
-    OUTPUT_DIR/run.yaml             this run's TrainConfig, the recipe filled in; `train.py run.yaml --output_dir OTHER` runs it anew
+    OUTPUT_DIR/run.yaml             the options asked for, the rest as comments; `train.py run.yaml --output_dir OTHER` runs it anew
     OUTPUT_DIR/checkpoints/step-N/  a saved model (the averaged weights) and state/, all that --resume needs
     OUTPUT_DIR/averages/            snapshots for averages of other lengths, where ema_sigma_rels asks for them
     OUTPUT_DIR/samples/, logs/      grids drawn on the way, the tracker's files
@@ -67,7 +67,7 @@ def make_trainer(config: TrainConfig) -> "Trainer":
     data = load_data(config, start, "train", accelerator)
     pipeline = make_pipeline(start, data.class_names, config)
     objective = make_objective(config.objective, pipeline, config.snr_gamma, config.distill_guidance)
-    held_out = load_held_out(config, start, data.class_names, accelerator)
+    held_out = load_held_out(config, start, pipeline, accelerator)
     if start.preset.text_encoder:
         with local_main_process_first(accelerator):  # it fills the machine's cache
             for images in filter(None, (data, held_out)):
@@ -151,13 +151,14 @@ class Trainer:
         with self._locked_folder(), self.signals:
             if accelerator.is_main_process:
                 config.save(self.folder / "run.yaml")
+                checkpoints.remove_old(self.folder, self.step, config.checkpoints_total_limit)
                 if self.averages:
                     self.averages.drop_later(self.folder)
             options = asdict(config).items()
             tracked = {name: value if isinstance(value, (int, float)) else str(value) for name, value in options}
             accelerator.init_trackers("ddpm_hf", config=tracked)
             self._loop()
-            if self.step < config.max_train_steps or not self._finish():
+            if self.signals.on_any_rank(may_wait=False) or not self._finish():
                 self._say(f"Stopped by {self.signals.name} at step {self.step}, saved. --resume goes on.")
         self.model = accelerator.unwrap_model(self.model)
         end_rank(accelerator)
@@ -182,11 +183,15 @@ class Trainer:
         if not self.accelerator.is_main_process:
             yield
             return
+        lock = FileLock(self.folder / ".lock")
         try:
-            with FileLock(self.folder / ".lock", timeout=0):
-                yield
+            lock.acquire(timeout=0)
         except Timeout as error:
             raise ValueError(f"output_dir={self.config.output_dir!r}: another run is training there.") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _loop(self) -> None:
         config, accelerator = self.config, self.accelerator
@@ -318,7 +323,7 @@ class Trainer:
             accelerator.log(figures, step=self.step)
         captions = getattr(self.validation_data or self.data, "captions", None)
         grid = validation.draw_samples(accelerator, pipeline, captions, stop=self.signals.is_caught)
-        if grid is not None and not self.signals.is_caught():
+        if grid is not None:
             path = self.folder / "samples" / f"step-{self.step}.png"
             path.parent.mkdir(exist_ok=True)
             grid.save(path)
@@ -397,8 +402,6 @@ class Trainer:
         self.accelerator.load_state(str(checkpoint / "state"))
         self.accelerator.step = 0  # its count of forward passes: a step begins here, whatever the accumulation was
         self._follow_config()
-        if self.accelerator.is_main_process:
-            checkpoints.remove_old(self.folder, manifest["step"], config.checkpoints_total_limit)
         self._say(f"Resumed from {checkpoint}.")
         if manifest.get("hardware", hardware := describe_hardware(self.accelerator)) != hardware:
             self._say(f"It was written on {manifest['hardware']}: on {hardware} the same steps can round differently.")
@@ -476,16 +479,19 @@ def load_data(config: TrainConfig, start: Start, split: str, accelerator):
     return data
 
 
-def load_held_out(config: TrainConfig, start: Start, class_names: list[str] | None, accelerator):
-    """The images of the held-out loss; None, with a warning, where there are none of these classes."""
-    if config.streaming or not config.num_validation_images:
+def load_held_out(config: TrainConfig, start: Start, pipeline: DDPMImagePipeline, accelerator):
+    """The images of the held-out loss; None, with a warning, where there are none of the pipeline's classes."""
+    if not config.num_validation_images:
+        return None
+    if config.streaming:
+        logger.warning("No held-out loss: the data set is streamed. num_validation_images=0 asks for none.")
         return None
     try:
         data = load_data(config, start, "test", accelerator)
     except ValueError as error:
         logger.warning(f"No held-out loss: {error}")
         return None
-    if data.class_names != class_names:
+    if pipeline.id2label and data.class_names != list(pipeline.id2label.values()):
         logger.warning(f"No held-out loss: the held-out images have classes of their own, {data.class_names}.")
         return None
     return data

@@ -43,11 +43,11 @@ def held_out_loss(accelerator, pipeline, scheduler, data, num_images: int, stop=
 
 
 def draw_samples(accelerator, pipeline, captions=None, stop=lambda: False):
-    """A grid of samples as a PIL image, a row for each of the first classes, or of captions spread over a data set's; None but on the
-    main process.
+    """A grid of samples as a PIL image, a row for each of the first classes, or of captions spread over a data set's. None on all but the
+    main process, and once `stop()` is true on any rank.
 
     captions: a list of texts for each image of the data set, for a model of text.
-    stop: asked between sampling steps; where it is true the images are left as they are.
+    stop: asked between sampling steps.
     """
 
     def on_step_end(pipe, index, t, tensors):
@@ -69,9 +69,12 @@ def draw_samples(accelerator, pipeline, captions=None, stop=lambda: False):
             seeds, words = zip(*mine[start : start + 64])
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             given = {word: list(words)} if rows else {}
-            images += pipeline(len(seeds), generators, callback_on_step_end=on_step_end, **given).images
+            drawn = pipeline(len(seeds), generators, callback_on_step_end=on_step_end, **given).images
+            if stop():  # these may be half noise
+                break
+            images += drawn
     images = gather_object(images)
-    if not accelerator.is_main_process:
+    if len(images) < len(asked) or not accelerator.is_main_process:
         return None
     if not rows:
         return labelled_grid({"": images})

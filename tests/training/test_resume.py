@@ -30,7 +30,7 @@ MOMENTS = {
     "in a save, before the optimizer's state": ("accelerate.accelerator:save_accelerator_state", 2),
     "in a save, before the moving average": ("accelerate.accelerator:save_custom_state", 4),
     "in a save, before it stands": ("pathlib:Path.rename", 2),
-    "in a save, before the old one goes": ("ddpm_hf.training.checkpoints:remove_old", 3),
+    "in a save, before the old one goes": ("ddpm_hf.training.checkpoints:remove_old", 4),
     "in the saved model": ("ddpm_hf.training.trainer:Trainer._finish", 1),
 }
 CASES = [(1, moment) for moment in MOMENTS]
@@ -71,6 +71,15 @@ def test_sigterm_saves_and_leaves(whole, tmp_path, num_ranks):
     assert last_line == "Stopped by SIGTERM at step 3, saved. --resume goes on."
     assert run(tmp_path, num_ranks, resume=True, **options) == [0] * num_ranks
     assert set(differences(whole(num_ranks), tmp_path).values()) == {0.0}
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_sigterm_in_the_last_step_saves_and_leaves(tmp_path, num_ranks):
+    """To one rank: all of them leave the last phase to the resumed run."""
+    moment = (terminate, "ddpm_hf.training.trainer:Trainer._condition", 12)
+    assert run(tmp_path, num_ranks, interrupt=moment, **OPTIONS[num_ranks]) == [0] * num_ranks
+    assert "Stopped by SIGTERM at step 6, saved." in (tmp_path / "out-0.txt").read_text()
+    assert not (tmp_path / "model_index.json").exists()
 
 
 def test_another_accumulation_goes_on_at_the_next_step(tmp_path, record_property):

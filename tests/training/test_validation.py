@@ -45,6 +45,12 @@ def test_samples_without_classes_are_a_square(accelerator):
     assert levels(grid, 8, 8) == torch.arange(64).view(8, 8).tolist()
 
 
+def test_a_grid_that_a_signal_cut_short_is_none(accelerator):
+    """Its last images may be half noise."""
+    answers = iter([False, True])
+    assert validation.draw_samples(accelerator, TellingPipeline(10), stop=lambda: next(answers)) is None
+
+
 class Batches(list):
     def __getitem__(self, indices):
         return {"x_0": torch.stack([list.__getitem__(self, i) for i in indices])}
