@@ -392,7 +392,8 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
         Args:
             model_output: (B, C, ...), or (B, 2C, ...) with a learned variance.
             timestep: int, () or (B,): the chain's timestep of all samples or of each. An int, or a () on the CPU, off the chain is an
-                IndexError. Others are not checked, which would wait for the device: off the chain they take a step of the full one.
+                IndexError. Others are not checked, which would wait for the device: off the chain they take a step of the full one. On an
+                accelerator an int is fastest: its coefficients need no launch, and the last step draws no noise.
             sample: x_t, (B, C, ...) in any float dtype; computed in float32 or better and returned in its own dtype.
             generator: for the noise; a list has one for each sample.
             use_clipped_model_output: with `eta`, take the noise from the clipped x_0, as the posterior does, and not from the output.
