@@ -400,35 +400,33 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
             previous_original_sample: `pred_original_sample` (B, C, ...) of the step before, which makes this one of second order:
                 DPM-Solver++(2M) with eta=0, its SDE with eta=1 (arXiv:2211.01095).
         """
-        x_t, t = _float(sample), self._on_chain(timestep)
-        c, at = self._at(t, x_t)
+        x_t = _float(sample)
+        c, t = self._at(self._on_chain(timestep), x_t)
         x_0 = guess = self._clip(self.predict_x_0(model_output, t, x_t))
         if previous_original_sample is not None:
-            x_0 = guess + c.trend[at] * (guess - _float(previous_original_sample))  # DPM-Solver++(2M)
+            x_0 = guess + c.trend[t] * (guess - _float(previous_original_sample))  # DPM-Solver++(2M)
         if eta is None:
-            x_prev, std = self._ancestral(model_output, t, x_t, x_0)
+            x_prev, std = self._ancestral(c, t, model_output, x_0, x_t)
         else:
             if use_clipped_model_output or previous_original_sample is not None:
-                noise = (x_t - c.sqrt_abar[at] * x_0) / c.sqrt_one_minus_abar[at]  # Eq. 4 solved for the noise
+                noise = (x_t - c.sqrt_abar[t] * x_0) / c.sqrt_one_minus_abar[t]  # Eq. 4 solved for the noise
             else:
                 noise = self.predict_noise(model_output, t, x_t)
-            x_prev, std = self._ddim(noise, t, x_0, eta)
+            x_prev, std = self._ddim(c, t, x_0, noise, eta)
         if eta != 0 and not (isinstance(t, int) and self._next[t] < 0):  # the last step adds no noise
             x_prev = x_prev + std * randn_tensor(x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype)
         x_prev, guess = x_prev.to(sample.dtype), guess.to(sample.dtype)
         return DDPMSchedulerOutput(prev_sample=x_prev, pred_original_sample=guess) if return_dict else (x_prev, guess)
 
-    def _ancestral(self, model_output, timestep: Timestep, x_t, x_0) -> tuple[torch.Tensor, torch.Tensor]:
+    def _ancestral(self, c: Coefficients, t: Timestep, model_output, x_0, x_t) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and deviation of p(x_{t-1} | x_t), Algorithm 2."""
-        c, t = self._at(timestep, x_t)
         mean = c.x_0_weight[t] * x_0 + c.x_t_weight[t] * x_t  # Eq. 7 and 11
         if "fixed" in self.variance_type:
             return mean, c.std[t]
-        return mean, c.std[t] * torch.exp(0.5 * self._log_variance(model_output, timestep, x_t))
+        return mean, c.std[t] * torch.exp(0.5 * self._log_variance(model_output, t, x_t))
 
-    def _ddim(self, noise, timestep: Timestep, x_0, eta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def _ddim(self, c: Coefficients, t: Timestep, x_0, noise, eta: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and deviation of DDIM's step to x_{t-1}."""
-        c, t = self._at(timestep, x_0)
         std = eta * c.std_ddim[t]  # DDIM Eq. 16
         noise_weight = (c.one_minus_abar_prev[t] - std**2).clamp(min=0) ** 0.5
         return c.sqrt_abar_prev[t] * x_0 + noise_weight * noise, std  # DDIM Eq. 12
