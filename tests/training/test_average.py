@@ -3,11 +3,12 @@
 import shutil
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import ROOT
 from training_fixtures import tiny
 
