@@ -96,7 +96,8 @@ def _list_files(folder: Path, skipped: Skipped, cache: Path | None) -> dict[str,
     def refuse(error):
         raise error
 
-    found, seen = {}, set()
+    found: dict[str, str] = {}
+    seen = set()
     for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
         inside = Path(root).relative_to(folder)
         if (real := os.path.realpath(root)) in seen:  # a link back up would have no end

@@ -82,7 +82,8 @@ def load_image_dataset(
     named = {"image_column": image_column}
     named |= {"label_column": label_column} if "class_labels" in conditions else {}
     named |= {"caption_column": caption_column} if "captions" in conditions else {}
-    splits, notes = _open(dataset, named.get("label_column", "none") in (None, "label"), cache_dir, token, streaming)
+    class_folders = "class_labels" in conditions and label_column in (None, "label")
+    splits, notes = _open(dataset, class_folders, cache_dir, token, streaming)
     features = next(iter(splits.values())).features or {}
     columns = {argument: _find_column(features, argument, name) for argument, name in named.items()}
     labels, class_names = _read_labels(splits, columns.get("label_column"))
@@ -120,7 +121,10 @@ def _open(dataset: str, class_folders: bool, cache_dir, token, streaming) -> tup
         except ConnectionError as error:
             folder = idx.find_fashion_mnist() if dataset == FASHION_MNIST else None
             if folder is None:
-                raise FileNotFoundError(f"dataset={dataset!r}: no such folder, not cached, and {error}") from error
+                ways = "; `make data` gets a copy, $FASHION_MNIST_DIR names one" if dataset == FASHION_MNIST else ""
+                raise FileNotFoundError(
+                    f"dataset={dataset!r}: no such folder, not cached, and {error}{ways}"
+                ) from error
             logger.warning(f"{error}: FashionMNIST is read from {folder}")
     if idx.is_idx_folder(folder):
         return idx.load_idx(folder), []
@@ -139,10 +143,7 @@ def _load_from_hub(dataset: str, cache_dir, token, streaming) -> dict:
             f"dataset={dataset!r}: no folder, nor a Hub id: {str(error).splitlines()[0]}"
         ) from error
     except OSError as error:
-        ways = "; `make data` gets Debian's dataset-fashion-mnist, $FASHION_MNIST_DIR names a copy"
-        raise ConnectionError(
-            f"the Hub cannot be reached ({type(error).__name__}){ways if dataset == FASHION_MNIST else ''}"
-        ) from error
+        raise ConnectionError(f"the Hub cannot be reached ({type(error).__name__})") from error
     except (ValueError, datasets.exceptions.DatasetBuildError) as error:
         raise ValueError(f"dataset={dataset!r}: {str(error.__cause__ or error).splitlines()[0]}") from error
     finally:
@@ -202,7 +203,7 @@ def _read_labels(splits: dict, column: str | None) -> tuple[Labels, list[str] | 
     names = next((feature.names for feature in features.values() if isinstance(feature, datasets.ClassLabel)), None)
     if any(isinstance(part, datasets.IterableDataset) for part in stored.values()):
         if names is None:
-            raise ValueError(f"label_column={column!r}: {features['train']}, streaming needs ClassLabel")
+            raise ValueError(f"label_column={column!r}: {next(iter(features.values()))}, streaming needs ClassLabel")
         return none, names
     values = {name: part.data.column(column) for name, part in stored.items()}
     values = {name: x for name, x in values.items() if not set(x.unique().to_pylist()) <= {None, -1, ""}}
@@ -227,26 +228,30 @@ def _choose(dataset: str, split: str, splits: dict, labels: Labels) -> tuple[str
     """The rule for held-out images -> the name of a split, its rows (None of a streamed one), and a note."""
     roles = {SPLIT_NAMES.get(name, name): name for name in reversed(splits)}
     train = roles.get("train", next(iter(splits)) if len(splits) == 1 else None)
-    if split not in ("train", "test"):
-        train = split if split in splits else None
-    if train is None:
-        raise ValueError(f"split={split!r}: dataset={dataset!r} has the splits {list(splits)}")
-    streamed = isinstance(splits[train], datasets.IterableDataset)
-    rows = {name: None if streamed else np.arange(part.num_rows) for name, part in splits.items()}
-    others = [roles[role] for role in ("test", "validation") if roles.get(role, train) != train]
-    others = [x for x in others if streamed or len(rows[x]) and (labels[x] is not None or labels[train] is None)]
-    if split == "test" and others:
-        return others[0], rows[others[0]], [f"the split {others[0]!r}"]
-    if split != "test" and (others or streamed or split != "train" or len(rows[train]) < 10):
-        return train, rows[train], []
-    if streamed or len(rows[train]) < 10:
+    if train is None or split not in ("train", "test"):
+        if split not in splits:
+            raise ValueError(f"split={split!r}: dataset={dataset!r} has the splits {list(splits)}")
+        return split, _rows(splits[split]), []
+    own = [roles[role] for role in ("test", "validation") if roles.get(role, train) != train]
+    if isinstance(splits[train], datasets.Dataset):
+        own = [x for x in own if splits[x].num_rows and (labels[train] is None or labels[x] is not None)]
+    if own and split == "test":
+        return own[0], _rows(splits[own[0]]), [f"the split {own[0]!r}"]
+    rows = _rows(splits[train])
+    if own or rows is None or len(rows) < 10:
+        if split == "train":
+            return train, rows, []
         raise ValueError(
             f"split='test': dataset={dataset!r} has no other split, and of {train!r} nothing can be held out"
         )
-    tenth = rows[train] % 10 == 9
-    if split == "test":
-        return train, rows[train][tenth], [f"every tenth image of {train!r}"]
-    return train, rows[train][~tenth], [f"every tenth image is held out ({tenth.sum()})"]
+    tenth = rows % 10 == 9
+    if split == "train":
+        return train, rows[~tenth], [f"every tenth image is held out ({tenth.sum()})"]
+    return train, rows[tenth], [f"every tenth image of {train!r}"]
+
+
+def _rows(table) -> np.ndarray | None:
+    return np.arange(table.num_rows) if isinstance(table, datasets.Dataset) else None
 
 
 # ---------------------------------------------------------------------- images
