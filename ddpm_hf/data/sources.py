@@ -234,7 +234,7 @@ def _choose(dataset: str, split: str, splits: dict, labels: Labels) -> tuple[str
         return split, _rows(splits[split]), []
     own = [roles[role] for role in ("test", "validation") if roles.get(role, train) != train]
     if isinstance(splits[train], datasets.Dataset):
-        own = [x for x in own if splits[x].num_rows and (labels[train] is None or labels[x] is not None)]
+        own = [name for name in own if labels[train] is None or labels[name] is not None]
     if own and split == "test":
         return own[0], _rows(splits[own[0]]), [f"the split {own[0]!r}"]
     rows = _rows(splits[train])

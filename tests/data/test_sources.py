@@ -83,15 +83,6 @@ def test_a_test_split_without_labels_is_passed_over(tmp_path, write_parquet, tab
     assert len(load_image_dataset(folder, split="test", conditions=(), **GRAY)) == 64
 
 
-def test_an_empty_test_split_is_passed_over(tmp_path, table):
-    bare = table.select_columns("image")
-    datasets.DatasetDict(train=bare, test=bare.select([])).save_to_disk(tmp_path / "disk")
-    assert len(load_image_dataset(str(tmp_path / "disk"), split="test", **GRAY)) == 6
-    datasets.DatasetDict(train=bare.select([])).save_to_disk(tmp_path / "empty")
-    with pytest.raises(ValueError, match="split: it holds no images"):
-        load_image_dataset(str(tmp_path / "empty"), **GRAY)
-
-
 def test_the_only_split_is_train_whatever_its_name(tmp_path, table):
     datasets.DatasetDict(test=table).save_to_disk(tmp_path / "disk")
     folder = str(tmp_path / "disk")
