@@ -1,35 +1,41 @@
 """Train the small image classifier whose features and labels `scripts/evaluate.py` measures with.
 
     python scripts/train_classifier.py --output checkpoints/fashion-mnist-classifier
+    python scripts/train_classifier.py --dataset ./photos --num_channels 3 --image_size 64 --output photos-classifier
 
-`transformers` does the work: a ResNet in Hub form, trained by its Trainer; the card records what it reached on the
-test images.
+`transformers` does the work: a ResNet in Hub form, trained by its Trainer; the card records what it reached on the test images.
 """
 
+import os
 import shlex
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import HfArgumentParser, ResNetConfig, ResNetForImageClassification, Trainer, TrainingArguments
 
-from ddpm_hf.data import load_image_dataset
-from ddpm_hf.evaluation.fidelity import to_pixel_values
+try:
+    from ddpm_hf.evaluation.fidelity import to_pixel_values
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error}")
+
+from ddpm_hf.data import FASHION_MNIST, load_image_dataset
+from ddpm_hf.hardware import default_precision
 
 CARD = """---
 license: apache-2.0
 library_name: transformers
 pipeline_tag: image-classification
-datasets: [{dataset}]
 ---
 
 # A small classifier of {dataset}
 
-`ResNetForImageClassification` with {parameters:,} parameters. Accuracy on the {num_test:,} test images:
-**{accuracy:.2%}** (torch {torch}, {seconds:.0f} s). It sees images of {channels} channel(s) in [-1, 1], enlarged to
-{size} x {size} pixels; `ddpm_hf.evaluation.fidelity.classify` does that. Its last hidden layer gives the {features} features of
+`ResNetForImageClassification` with {parameters:,} parameters and {classes} classes. Accuracy on the {num_test:,} test images:
+**{accuracy:.2%}** (torch {torch}, {seconds:.0f} s). It takes images of {channels} channel(s) in [-1, 1], resized to
+{size[0]} x {size[1]} pixels; `ddpm_hf.evaluation.fidelity.classify` does that. Its last hidden layer gives the {features} features of
 FID, KID, precision and recall in `scripts/evaluate.py`.
 
 ```bash
@@ -40,21 +46,28 @@ FID, KID, precision and recall in `scripts/evaluate.py`.
 
 @dataclass
 class ClassifierConfig:
-    dataset: str = field(default="zalando-datasets/fashion_mnist", metadata={"help": "Hub id or folder of the images"})
+    output: str = field(metadata={"help": "folder for the classifier"})
+    dataset: str = field(default=FASHION_MNIST, metadata={"help": "Hub id or folder of the images"})
     split: str = field(default="train", metadata={"help": "the images that it learns"})
     test_split: str = field(default="test", metadata={"help": "the images that it is tested on"})
     image_column: str | None = field(default=None, metadata={"help": "of the data set; found by its type otherwise"})
     label_column: str | None = field(default=None, metadata={"help": "of the data set; found by its type otherwise"})
-    output: str = field(default="checkpoints/fashion-mnist-classifier", metadata={"help": "folder for the model"})
-    num_channels: int = field(default=1, metadata={"help": "of the images"})
-    image_size: int = field(
-        default=28, metadata={"help": "of the images, in pixels; the classifier sees them twice as large"}
+    num_channels: int = field(default=1, metadata={"help": "of the images: 1 is grey, 3 is RGB"})
+    image_size: list[int] = field(
+        default_factory=lambda: [28], metadata={"help": "of the images, in pixels: one number, or height and width"}
     )
     num_epochs: int = field(default=10, metadata={"help": "passes over the training images"})
     batch_size: int = field(default=128, metadata={"help": "images per step"})
     learning_rate: float = field(default=2e-3, metadata={"help": "peak of the cosine schedule"})
     seed: int = field(default=0, metadata={"help": "of weights, order and augmentation"})
-    bf16: bool = field(default=True, metadata={"help": "compute in bfloat16; the weights stay float32"})
+
+    def __post_init__(self):
+        self.output = os.path.expanduser(self.output)
+        if len(self.image_size) not in (1, 2):
+            raise ValueError(f"image_size={self.image_size}: give one number, or height and width.")
+        for name in ("num_epochs", "batch_size", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
 
 
 class Mirrored(torch.utils.data.Dataset):
@@ -72,27 +85,40 @@ class Mirrored(torch.utils.data.Dataset):
         return batch | {"x_0": torch.where(mirrored, batch["x_0"].flip(-1), batch["x_0"])}
 
 
-def main(config: ClassifierConfig) -> None:
-    torch.manual_seed(config.seed)
-    shape: dict[str, Any] = {"num_channels": config.num_channels, "image_size": config.image_size}
-    columns: dict[str, Any] = {"image_column": config.image_column, "label_column": config.label_column}
-    splits = (config.split, config.test_split)
-    sets: list[Any] = [load_image_dataset(config.dataset, split=split, **columns, **shape) for split in splits]
-    train, test = sets
-    if not train.class_names:
-        raise ValueError(f"dataset={config.dataset!r} has no class labels to learn.")
-    model = ResNetForImageClassification(
+def make_model(config: ClassifierConfig, class_names: list[str]) -> ResNetForImageClassification:
+    """A ResNet that divides sides by 16; images with less than 48 pixels to a side are enlarged to twice their size."""
+    height, width = (config.image_size * 2)[:2]
+    scale = 2 if min(height, width) < 48 else 1
+    return ResNetForImageClassification(
         ResNetConfig(
             num_channels=config.num_channels,
             embedding_size=32,
             hidden_sizes=[32, 64, 128],
             depths=[2, 2, 2],
             layer_type="basic",
-            id2label=dict(enumerate(train.class_names)),
-            label2id={name: label for label, name in enumerate(train.class_names)},
-            image_size=2 * config.image_size,
+            id2label=dict(enumerate(class_names)),
+            label2id={name: label for label, name in enumerate(class_names)},
+            image_size=scale * height if height == width else [scale * height, scale * width],
         )
     )
+
+
+def main(config: ClassifierConfig) -> None:
+    torch.manual_seed(config.seed)
+    columns: dict[str, Any] = {"image_column": config.image_column, "label_column": config.label_column}
+    shape: dict[str, Any] = {"num_channels": config.num_channels, "image_size": tuple((config.image_size * 2)[:2])}
+    splits = (config.split, config.test_split)
+    sets: list[Any] = [load_image_dataset(config.dataset, split=split, **columns, **shape) for split in splits]
+    train, test = sets
+    if len(train.class_names or ()) < 2:
+        raise ValueError(
+            f"dataset={config.dataset!r} has the classes {train.class_names}: two or more can be learned."
+        )
+    if test.class_names != train.class_names:
+        raise ValueError(
+            f"The classes of {config.test_split!r}, {test.class_names}, are not those of {config.split!r}."
+        )
+    model = make_model(config, train.class_names)
     arguments = TrainingArguments(
         output_dir=config.output,
         num_train_epochs=config.num_epochs,
@@ -102,7 +128,7 @@ def main(config: ClassifierConfig) -> None:
         weight_decay=0.02,
         lr_scheduler_type="cosine",
         warmup_steps=0.1,
-        bf16=config.bf16,
+        bf16=default_precision() == "bf16",
         use_cpu=not torch.accelerator.is_available(),
         seed=config.seed,
         eval_strategy="epoch",
@@ -110,14 +136,13 @@ def main(config: ClassifierConfig) -> None:
         report_to="none",
         remove_unused_columns=False,
     )
-    size = model.config.image_size
     trainer = Trainer(
         model,
         arguments,
         train_dataset=Mirrored(train),
         eval_dataset=test,
         data_collator=lambda batch: {
-            "pixel_values": to_pixel_values(batch["x_0"], size),
+            "pixel_values": to_pixel_values(batch["x_0"], model.config.image_size),
             "labels": batch["class_labels"],
         },
         compute_metrics=lambda seen: {"accuracy": (seen.predictions.argmax(axis=1) == seen.label_ids).mean().item()},
@@ -127,20 +152,21 @@ def main(config: ClassifierConfig) -> None:
     seconds = time.perf_counter() - start
     accuracy = trainer.evaluate()["eval_accuracy"]
     model.save_pretrained(config.output)
+    pixel_size = model.config.image_size
     card = CARD.format(
         dataset=config.dataset,
         parameters=model.num_parameters(),
+        classes=len(train.class_names),
         num_test=len(test),
         accuracy=accuracy,
         torch=torch.__version__,
         seconds=seconds,
-        size=size,
+        size=(pixel_size, pixel_size) if isinstance(pixel_size, int) else pixel_size,
         channels=config.num_channels,
         features=model.config.hidden_sizes[-1],
         command=shlex.join(["python", "scripts/train_classifier.py", *sys.argv[1:]]),
     )
-    with open(f"{config.output}/README.md", "w") as file:
-        file.write(card)
+    Path(config.output, "README.md").write_text(card)
     print(f"accuracy on {len(test)} test images: {accuracy:.4f}, saved to {config.output}")
 
 

@@ -1,4 +1,4 @@
-"""What `evaluation` can measure, and the options of one run, from which scripts/evaluate.py builds its arguments."""
+"""The options of one evaluation, from which scripts/evaluate.py builds its arguments."""
 
 import dataclasses
 import logging
@@ -14,44 +14,20 @@ from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from ..data import FASHION_MNIST
 from ..hardware import default_precision
 from ..scheduling_ddpm_noise import DDPMNoiseScheduler
+from .measures import METRICS
 
-NEEDS = {  # metric -> what every image is measured with
-    "bpd": (),
-    "fid": ("classifier",),
-    "kid": ("classifier",),
-    "precision_recall": ("classifier",),
-    "accuracy": ("classifier",),
-    "memorization": ("neighbors",),
-    "fid_inception": ("inception",),
-    "kid_inception": ("inception",),
-}
-
-
-class OfTheMean:
-    """A step that takes no notice of the variance which some models predict beside the mean: these samplers have none."""
-
-    def step(self, model_output: torch.Tensor, timestep, sample: torch.Tensor, **options):
-        return super().step(model_output[:, : sample.shape[1]], timestep, sample, **options)  # type: ignore[misc]
-
-
-class DPMSolver(OfTheMean, DPMSolverMultistepScheduler):
-    """DPM-Solver++ (arXiv:2211.01095)."""
-
-
-class UniPC(OfTheMean, UniPCMultistepScheduler):
-    """UniPC (arXiv:2302.04867)."""
-
-
-SAMPLERS: dict[str, tuple[Any, dict]] = {  # name -> scheduler class, options of the pipeline's call
+SAMPLERS: dict[str, tuple[Any, dict]] = {  # name -> scheduler class, its words to the pipeline
     "ddpm": (DDPMNoiseScheduler, {}),
     "ddim": (DDPMNoiseScheduler, {"eta": 0.0}),
-    "sde-dpmsolver++": (DDPMNoiseScheduler, {"eta": 1.0, "solver_order": 2}),  # the pipeline's fast default
-    "dpmsolver++": (DPMSolver, {}),
-    "unipc": (UniPC, {}),
+    "sde-dpmsolver++": (DDPMNoiseScheduler, {"eta": 1.0, "solver_order": 2}),
+    "dpmsolver++": (DPMSolverMultistepScheduler, {}),  # arXiv:2211.01095
+    "unipc": (UniPCMultistepScheduler, {}),  # arXiv:2302.04867
 }
+DATA_OPTIONS = ("image_column", "label_column", "caption_column", "skip_undecodable")
+SAMPLING = ("num_inference_steps", "eta", "solver_order", "guidance_scale")  # options of the pipeline's call
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-SWEEP = [f"ddpm:{n}" for n in (1000, 250, 100, 50, 20)]
-SWEEP += [f"{name}:{n}" for name in ("ddim", "sde-dpmsolver++", "dpmsolver++", "unipc") for n in (10, 20, 25, 50)]
+MIN_IMAGES = 10  # of which half has neighbours enough for precision and recall
+CLASSIFIER = Path(__file__).parents[2] / "checkpoints" / "fashion-mnist-classifier"
 
 
 @dataclass
@@ -60,82 +36,89 @@ class EvaluationConfig:
 
     metrics: list[str] | None = field(
         default=None,
-        metadata={"help": f"of {', '.join(NEEDS)}; default: all that need no download and suit the model"},
+        metadata={"help": f"of {', '.join(METRICS)}; default: those of the first six that suit the model"},
     )
     dataset: str | None = field(
         default=None,
         metadata={
-            "help": "Hub id or folder of the real images; default: what the model was trained on, or else FashionMNIST"
+            "help": "Hub id or folder of the real images; default: what the model was trained on, or FashionMNIST"
         },
     )
     split: str = field(default="train", metadata={"help": "the images that the model was trained on"})
-    test_split: str = field(default="test", metadata={"help": "the images that it never saw"})
+    test_split: str = field(
+        default="test",
+        metadata={"help": "the images that it never saw; of a set without a test split, what training held out"},
+    )
     image_column: str | None = field(default=None, metadata={"help": "of the data set; found by its type otherwise"})
     label_column: str | None = field(default=None, metadata={"help": "of the data set; found by its type otherwise"})
-    num_images: int = field(
-        default=1000, metadata={"help": "samples per seed, and test images for bits/dim and the floors"}
+    caption_column: str | None = field(default=None, metadata={"help": "of the data set; found by its type otherwise"})
+    skip_undecodable: bool = field(default=False, metadata={"help": "leave out images that cannot be decoded"})
+    num_images: int | None = field(
+        default=None,
+        metadata={
+            "help": "samples, and test images for bits/dim and the floors; default: 10,000, or all test images if they are fewer"
+        },
     )
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "one set of samples for each"})
+    seed: int = field(default=0, metadata={"help": "of the samples and of the choice of real images"})
     batch_size: int = field(default=100, metadata={"help": "images at once on each rank"})
-    sampler: str | None = field(
-        default=None, metadata={"help": f"of {', '.join(SAMPLERS)}; default: the pipeline's own"}
-    )
-    num_inference_steps: int | None = field(default=None, metadata={"help": "default: the pipeline's own; ddpm: all"})
-    guidance_scale: float = field(default=1.0, metadata={"help": "1 is plain conditional sampling"})
+    sampler: str | None = field(default=None, metadata={"help": f"of {', '.join(SAMPLERS)}; default: the model's own"})
+    num_inference_steps: int | None = field(default=None, metadata={"help": "default: the model's own"})
+    eta: float | None = field(default=None, metadata={"help": "0 is DDIM, 1 DDPM; default: the model's own"})
+    solver_order: int | None = field(default=None, metadata={"help": "1 or 2; default: the model's own"})
+    guidance_scale: float | None = field(default=None, metadata={"help": "1 is none; default: the model's own"})
     mixed_precision: str | None = field(
         default=None,
         metadata={
             "help": "of the network: no, bf16 or fp16; default: the launcher's or else bf16, but no on hardware without bfloat16"
         },
     )
-    bpd_timesteps: int = field(default=50, metadata={"help": "evaluated for each image (stratified); 0 is all: exact"})
-    classifier: str = field(
-        default=os.path.relpath(Path(__file__).parents[2] / "checkpoints" / "fashion-mnist-classifier"),
+    bpd_timesteps: int = field(default=10, metadata={"help": "evaluated for each image (stratified); 0 is all: exact"})
+    classifier: str | None = field(
+        default=None,
         metadata={
-            "help": "folder or Hub id of the classifier whose features and labels measure;"
-            " one of other data than FashionMNIST comes from scripts/train_classifier.py"
+            "help": "folder or Hub id of the classifier whose features and labels measure; default: the project's own, of FashionMNIST;"
+            " scripts/train_classifier.py makes one of other data"
         },
     )
     revision: str | None = field(default=None, metadata={"help": "of a model on the Hub"})
     cache_dir: str = field(
         default=os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "ddpm_hf"),
-        metadata={"help": "where features of real images and the finished part of the bound are kept"},
+        metadata={
+            "help": "keeps every finished batch, so that an evaluation that was cut off goes on; may be deleted at any time"
+        },
     )
-    sweep: bool = field(
-        default=False, metadata={"help": "measure FID and time of every sampler and number of steps instead"}
-    )
-    sweep_points: list[str] | None = field(
-        default=None, metadata={"help": f"SAMPLER:STEPS of the sweep; default: {' '.join(SWEEP)}"}
+    sweep: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "SAMPLER:STEPS ...: measure FID and time of these instead, e.g. ddim:10 ddim:25 dpmsolver++:10"
+        },
     )
 
     def __post_init__(self):
-        if unknown := set(self.metrics or ()) - set(NEEDS):
-            raise ValueError(f"metrics has {sorted(unknown)}: choose from {list(NEEDS)}.")
+        self.cache_dir = os.path.expanduser(self.cache_dir)
+        if unknown := set(self.metrics or ()) - set(METRICS):
+            raise ValueError(f"metrics has {sorted(unknown)}: choose from {list(METRICS)}.")
         if self.mixed_precision is None:
             self.mixed_precision = default_precision()
-        if self.mixed_precision not in PRECISIONS:
-            raise ValueError(f"mixed_precision={self.mixed_precision!r}: choose from {list(PRECISIONS)}.")
-        if self.sampler not in (None, *SAMPLERS):
-            raise ValueError(f"sampler={self.sampler!r}: choose from {list(SAMPLERS)}.")
-        for name, least in {"num_images": 2, "batch_size": 1, "bpd_timesteps": 0}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}.")
-        if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds={self.seeds}: give one or more different numbers, each 0 or above.")
-        if self.sweep and self.sweep_points is None:
-            self.sweep_points = SWEEP
-        for point in self.sweep_points or ():
+        for name, choices in {"mixed_precision": PRECISIONS, "sampler": SAMPLERS}.items():
+            if (value := getattr(self, name)) is not None and value not in choices:
+                raise ValueError(f"{name}={value!r}: choose from {list(choices)}.")
+        for name, least in {"num_images": MIN_IMAGES, "seed": 0, "batch_size": 1, "bpd_timesteps": 0}.items():
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"{name}={value} must be at least {least}.")
+        named = [name for name in ("metrics", "sampler", *SAMPLING[:-1]) if getattr(self, name) is not None]
+        if self.sweep and named:
+            raise ValueError(f"sweep: each point names its sampler and steps, FID is measured; leave out {named}.")
+        for point in self.sweep or ():
             sampler, _, steps = point.partition(":")
             if sampler not in SAMPLERS or not steps.isdigit():
-                raise ValueError(
-                    f"sweep_points has {point!r}: give SAMPLER:STEPS, with SAMPLER from {list(SAMPLERS)}."
-                )
+                raise ValueError(f"sweep has {point!r}: give SAMPLER:STEPS, with SAMPLER from {list(SAMPLERS)}.")
 
     def with_data_of(self, folder: Path) -> "EvaluationConfig":
-        """Where no data set is named: the config with the one, and its columns, that the saved model was trained on.
+        """Where no data set is named: the config with the one, and its options, that the model saved in `folder` was trained on.
 
         Raises:
-            ValueError: the folder keeps but the last part of that data set's path.
+            ValueError: that data set was a folder, and only its name is known here.
         """
         if self.dataset is not None:
             return self
@@ -145,16 +128,11 @@ class EvaluationConfig:
         if (dataset := trained.get("dataset")) is None:
             dataset = FASHION_MNIST
             logging.getLogger(__name__).warning(
-                f"The model does not tell what it was trained on: dataset={FASHION_MNIST!r} is taken."
+                f"The model does not say what it was trained on: dataset={FASHION_MNIST!r} is taken."
             )
         elif "/" not in dataset and not Path(dataset).is_dir():
             raise ValueError(
-                f"dataset: the model was trained on {dataset!r}, which is no folder here and no whole Hub id"
-                " ('owner/name'): name it."
+                f"dataset: the model was trained on {dataset!r}, which is no folder here and no Hub id ('owner/name'): name it."
             )
-        columns = {name: getattr(self, name) or trained.get(name) for name in ("image_column", "label_column")}
-        return dataclasses.replace(self, dataset=dataset, **columns)
-
-    def parse_sweep_points(self) -> list[tuple[str, int]]:
-        """The sweep's (sampler, number of steps)."""
-        return [(sampler, int(steps)) for sampler, _, steps in (point.partition(":") for point in self.sweep_points)]
+        options = {name: vars(self)[name] or trained.get(name, vars(self)[name]) for name in DATA_OPTIONS}
+        return dataclasses.replace(self, dataset=dataset, **options)

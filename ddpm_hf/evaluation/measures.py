@@ -1,75 +1,175 @@
-"""What `evaluation` finds out about every image, sample or real: features, the class seen, the nearest training image.
+"""The two tables of evaluation: METRICS, what is reported, and MEASURES, what every image is measured with for it; and their cache.
 
-A `Measure` maps uint8 (B, C, H, W) to named tensors (B, ...) on the CPU; the mathematics is `fidelity`'s. Real images
-are measured once: the key of a measure and that of a data set name a file in the cache.
+A new metric is a row of METRICS; its mathematics is `fidelity`'s.
 """
 
 import hashlib
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import AutoModelForImageClassification
 
 from ..images import to_uint8
 from . import fidelity
 
+Tensors = dict[str, torch.Tensor]  # named, of a set of images, batch first, on the CPU
 
-@dataclass
-class Measure:
-    """`function`: uint8 (B, C, H, W) -> named tensors (B, ...). `key` identifies it in the cache."""
+# ------------------------------------------------------------------ what is reported
+
+
+class Real(NamedTuple):
+    """Real images as one measure sees them.
+
+    train, test: the whole splits, the latter with "labels" if it has any; both are empty where the measure does without.
+    chosen: indices of as many training images as there are samples.
+    """
+
+    train: Tensors
+    test: Tensors
+    chosen: np.ndarray
+    seed: int
+
+
+class Metric(NamedTuple):
+    """A row of METRICS.
+
+    figures: the names of what `function` returns for a set of images, samples or real ones, beside the real images.
+    measure: a row of MEASURES, whose tensors `function` takes; None for bits/dim, which are the model's own and have no floor.
+    by_default: whether it is measured if no metrics are named, as far as it suits the model.
+    needs_full_rank: whether it takes more images than features.
+    """
+
+    figures: tuple[str, ...]
+    measure: str | None = None
+    function: Callable[[Tensors, Real], tuple[float, ...]] | None = None
+    by_default: bool = True
+    needs_full_rank: bool = False
+
+
+def _fid(images: Tensors, real: Real) -> tuple[float]:
+    return (fidelity.frechet_distance(real.train["features"], images["features"]),)
+
+
+def _kid(images: Tensors, real: Real) -> tuple[float]:
+    return (fidelity.kernel_distance(real.train["features"], images["features"], seed=real.seed),)
+
+
+def _precision_recall(images: Tensors, real: Real) -> tuple[float, float]:
+    return fidelity.precision_recall(real.train["features"][real.chosen], images["features"])
+
+
+def _accuracy(images: Tensors, real: Real) -> tuple[float]:
+    return (fidelity.class_accuracy(images["logits"], images["labels"])[0],)
+
+
+def _memorization(images: Tensors, real: Real) -> tuple[float, float]:
+    distances = images["distances"]
+    return distances.median().item(), fidelity.memorized_share(distances, real.test["distances"])
+
+
+METRICS: dict[str, Metric] = {
+    "bpd": Metric(("bits_per_dim",)),
+    "fid": Metric(("fid",), "classifier", _fid, needs_full_rank=True),
+    "kid": Metric(("kid",), "classifier", _kid),
+    "precision_recall": Metric(("precision", "recall"), "classifier", _precision_recall),
+    "accuracy": Metric(("accuracy",), "classifier", _accuracy),
+    "memorization": Metric(("nearest_distance", "memorized_share"), "neighbors", _memorization),
+    "fid_imagenet": Metric(("fid_imagenet",), "imagenet", _fid, by_default=False, needs_full_rank=True),
+    "fid_inception": Metric(("fid_inception",), "inception", _fid, by_default=False, needs_full_rank=True),
+    "kid_inception": Metric(("kid_inception",), "inception", _kid, by_default=False),
+}
+
+
+def spread(function: Callable, images: Tensors, real: Real, num_halves: int = 20) -> tuple[float, ...]:
+    """Standard errors of the figures function(images, real): how much they would vary with other images, as many.
+
+    They are the standard deviations over random halves of the images: the variance of a mean of m out of n, drawn without replacement, is
+    s^2 (1/m - 1/n), which is that of the mean of all n where m = n/2 (Politis, Romano and Wolf, Subsampling, 1999). A bootstrap would draw images
+    twice, and these are neighbours at distance 0 to recall and equal pairs to KID.
+    """
+    generator, num_images = np.random.default_rng((real.seed, 2)), len(next(iter(images.values())))
+    halves = [generator.permutation(num_images)[: num_images // 2] for _ in range(num_halves)]
+    figures = [function({name: values[half] for name, values in images.items()}, real) for half in halves]
+    return tuple(np.std(figures, axis=0, ddof=1).tolist())
+
+
+# ------------------------------------------------------------------ what every image is measured with
+
+
+class Measure(NamedTuple):
+    """function: uint8 (B, C, H, W) -> named tensors. key: identifies it in the cache. splits: the real images that are measured."""
 
     key: str
-    function: Callable[[torch.Tensor], dict[str, torch.Tensor]]
+    function: Callable[[torch.Tensor], Tensors]
     num_features: int = 0
     class_names: list[str] | None = None
+    splits: tuple[str, ...] = ("train", "test")
 
 
-def classifier_measure(path: str, num_channels: int, device: torch.device) -> Measure:
-    """The "features" (D,) and "logits" (K,) of the classifier in a folder or on the Hub.
-
-    Raises: OSError if it cannot be had, LookupError if it does not suit `fidelity.classify` or images of `num_channels`.
-    """
-    classifier = AutoModelForImageClassification.from_pretrained(path).to(device).eval()
+def load_classifier(path: str, train, device: torch.device) -> Measure:
+    """The "features" (B, D) and "logits" (B, K) of the classifier in a folder or on the Hub."""
+    try:
+        classifier = AutoModelForImageClassification.from_pretrained(path).to(device).eval()
+    except Exception as error:  # transformers, the Hub's client and safetensors have errors of their own
+        raise RuntimeError(f"classifier={path!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     config = classifier.config
     if missing := [name for name in ("num_channels", "image_size", "hidden_sizes") if not hasattr(config, name)]:
-        raise LookupError(f"classifier={path!r} has no {' and no '.join(missing)} in its config")
-    if config.num_channels != num_channels:
-        raise LookupError(f"classifier={path!r} sees {config.num_channels} channels, the images have {num_channels}")
+        raise RuntimeError(f"classifier={path!r} has no {' and no '.join(missing)} in its config")
+    if config.num_channels != train.num_channels:
+        theirs = f"the images have {train.num_channels}; scripts/train_classifier.py makes one for them"
+        raise RuntimeError(f"classifier={path!r} takes {config.num_channels} channels, {theirs}")
 
-    def function(images: torch.Tensor) -> dict[str, torch.Tensor]:
+    def function(images: torch.Tensor) -> Tensors:
         features, logits = fidelity.classify(classifier, images)
         return {"features": features, "logits": logits}
 
-    key = f"classifier-{fingerprint(classifier)}-{config.image_size}"
-    return Measure(key, function, config.hidden_sizes[-1], [config.id2label[i] for i in sorted(config.id2label)])
+    names = [config.id2label[i] for i in sorted(config.id2label)]
+    return Measure(f"{fingerprint(classifier)}-{config.image_size}", function, config.hidden_sizes[-1], names)
 
 
-def inception_measure(device: torch.device) -> Measure:
-    """The "inception" (2048,) features of published FIDs; raises RuntimeError if they cannot be had."""
+def load_inception(path: str, train, device: torch.device) -> Measure:
+    """The "features" (B, 2048) of published FIDs."""
     inception = fidelity.load_inception().to(device)
-
-    def function(images: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"inception": fidelity.embed_with_inception(inception, images)}
-
+    function = partial(_features, fidelity.embed_with_inception, inception)
     return Measure("inception-v3-compat", function, fidelity.INCEPTION_FEATURES)
 
 
-def neighbors_measure(train) -> Measure:
-    """Distances () to the nearest image of the data set `train`, held in memory, and its index: "neighbors" ()."""
-    references = torch.empty(len(train), *pixels(train, [0]).shape[1:], dtype=torch.uint8)
-    for indices in torch.arange(len(train)).split(1000):
-        references[indices] = pixels(train, indices)
+def load_imagenet(path: str, train, device: torch.device) -> Measure:
+    """The "features" (B, 1280) of EfficientNet-Lite0: a judge that was trained on other images, and elsewhere."""
+    weights = {name: value.to(device) for name, value in fidelity.load_imagenet_weights().items()}
+    function = partial(_features, fidelity.embed_with_imagenet, weights)
+    return Measure("efficientnet-lite0", function, fidelity.IMAGENET_FEATURES)
 
-    def function(images: torch.Tensor) -> dict[str, torch.Tensor]:
+
+def _features(embed: Callable, network, images: torch.Tensor) -> Tensors:
+    return {"features": embed(network, images)}
+
+
+def load_neighbors(path: str, train, device: torch.device) -> Measure:
+    """The "distances" (B,) to the nearest image of the data set `train`, held in memory, and its index "neighbors" (B,)."""
+    references = torch.cat([pixels(train, indices) for indices in torch.arange(len(train)).split(1000)])
+
+    def function(images: torch.Tensor) -> Tensors:
         distances, neighbors = fidelity.nearest_images(images, references)
         return {"distances": distances, "neighbors": neighbors}
 
-    return Measure(f"nearest-{train.fingerprint}", function)
+    return Measure(train.fingerprint, function, splits=("test",))
+
+
+# Name -> loader(path of the classifier, training images, device); RuntimeError says why the measure is unavailable.
+MEASURES: dict[str, Callable[..., Measure]] = {
+    "classifier": load_classifier,
+    "neighbors": load_neighbors,
+    "imagenet": load_imagenet,
+    "inception": load_inception,
+}
 
 
 def fingerprint(model: torch.nn.Module) -> str:
@@ -83,23 +183,25 @@ def pixels(dataset, indices) -> torch.Tensor:
     return to_uint8(dataset[[int(i) for i in indices]]["x_0"])
 
 
+# ------------------------------------------------------------------ the cache
+
+
 def cache_path(cache_dir: str, name: str, *what) -> Path:
-    """Where a result is kept that depends on `what`, and on the code that computes it: this package's and torch's."""
-    code = [path.read_text() for path in sorted(Path(__file__).parents[1].rglob("*.py"))]
-    what = (*what, torch.__version__, code)
-    return Path(cache_dir) / f"{name}-{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}"
+    """The place of a result that depends on `what`, and on the code that computes it: the ground floor's, this folder's and torch's."""
+    folder = Path(__file__).parent
+    code = [path.read_text() for path in sorted([*folder.parent.glob("*.py"), folder / "fidelity.py"])]
+    digest = hashlib.sha256(repr((*what, torch.__version__, code)).encode()).hexdigest()[:16]
+    return Path(cache_dir) / f"{name.replace(' ', '-')}-{digest}"
 
 
-def cached(path: Path, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The named tensors in a file of the cache, computed and written where it is missing; readers see all of it or nothing."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            save_file(compute(), Path(folder) / path.name)
-            os.replace(Path(folder) / path.name, path)
-    return load_file(path)
+def save(path: Path, tensors: Tensors) -> None:
+    """Write a file of the cache; readers see all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        save_file(tensors, Path(folder) / path.name)
+        os.replace(Path(folder) / path.name, path)
 
 
-def concatenate(batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+def concatenate(batches: list[Tensors]) -> Tensors:
     """Batches of named tensors -> one for all images."""
     return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}

@@ -1,7 +1,4 @@
-"""What an evaluation found, for people: a table on the screen, report.png, sweep.png.
-
-Takes what `evaluation` returns; imports no sibling.
-"""
+"""What an evaluation found, for people: a table on the screen, report.png, sweep.png. Takes what `evaluate` returns."""
 
 from pathlib import Path
 
@@ -9,12 +6,15 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
+
+from ..images import labelled_grid
 
 matplotlib.use("Agg")
 
 
 def format_table(result: dict) -> str:
-    """metrics.json as lines: each figure beside its floor and its spread, what could not be had and why, the sweep."""
+    """metrics.json as lines: each figure beside its floor and its spread, what is unavailable and why, the sweep."""
     rows: list[tuple[str, ...]] = [("metric", "value", "floor", "spread")]
     for name, value in result["metrics"].items():
         beside = [result[kind].get(name) for kind in ("floors", "spreads")]
@@ -22,8 +22,7 @@ def format_table(result: dict) -> str:
     if "sweep" in result:
         rows = [("sampler", "steps", "s/image", "fid", "spread")]
         for p in result["sweep"]:
-            figures = (p["seconds_per_image"], p["fid"], p["spread"])
-            row = ("" if figure is None else f"{figure:.4g}" for figure in figures)
+            row = (f"{p[name]:.4g}" for name in ("seconds_per_image", "fid", "spread"))
             rows.append((p["sampler"], str(p["num_inference_steps"]), *row))
         rows.append(("floor", "", "", f"{result['floors']['fid']:.4g}", ""))
     widths = [max(map(len, column)) for column in zip(*rows)]
@@ -33,26 +32,19 @@ def format_table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def tile(images: torch.Tensor, num_columns: int) -> np.ndarray:
-    """uint8 (N, C, H, W) -> one picture (rows H, columns W, C), filled up with white."""
-    num_rows = -(-len(images) // num_columns)
-    blank = images.new_full((num_rows * num_columns - len(images), *images.shape[1:]), 255)
-    rows = torch.cat([images, blank]).unflatten(0, (num_rows, num_columns))
-    return rows.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2).numpy()
-
-
-def save_report(path: str | Path, result: dict, drawn: dict[str, torch.Tensor]) -> None:
-    """report.png: samples, those nearest to training images, bits/dim at each timestep; of these what was measured."""
-    panels = []
+def save_report(path: str | Path, result: dict, drawn: dict[str, dict[str, torch.Tensor]]) -> None:
+    """report.png: samples, those nearest to training images, accuracy of each class, bits/dim at each timestep; of these what was measured."""
+    details, panels = result["details"], []
     if "samples" in drawn:
-        panels.append(lambda axes: _show(axes, "samples", tile(drawn["samples"], 8)))
-    if "nearest_samples" in drawn:
-        pairs = torch.stack([drawn["nearest_samples"], drawn["nearest_training_images"]], dim=1).flatten(0, 1)
-        panels.append(
-            lambda axes: _show(axes, "nearest to training: sample | training image, twice a row", tile(pairs, 4))
-        )
-    if "bits_per_dim" in result["details"]:
-        panels.append(lambda axes: _plot_bound(axes, result["details"]["bits_per_dim"]))
+        samples = {name: [_to_pil(image) for image in images] for name, images in drawn["samples"].items()}
+        panels.append(lambda axes: _show(axes, "samples", samples))
+    if "neighbors" in drawn:
+        pairs = {name: [_join(pair) for pair in pairs] for name, pairs in drawn["neighbors"].items()}
+        panels.append(lambda axes: _show(axes, "nearest to training images: sample and training image", pairs))
+    if "accuracy_of_class" in details:
+        panels.append(lambda axes: _plot_classes(axes, details))
+    if "bits_per_dim" in details:
+        panels.append(lambda axes: _plot_bound(axes, details["bits_per_dim"]))
     if not panels:
         return
     figure = Figure(figsize=(6 * len(panels), 6), layout="constrained")
@@ -61,10 +53,32 @@ def save_report(path: str | Path, result: dict, drawn: dict[str, torch.Tensor]) 
     figure.savefig(path)
 
 
-def _show(axes, title: str, picture: np.ndarray) -> None:
-    axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
+def _to_pil(image: torch.Tensor) -> Image.Image:
+    """uint8 (C, H, W), C 1 or 3."""
+    return Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy())
+
+
+def _join(pair: torch.Tensor) -> Image.Image:
+    """Two images, (2, C, H, W), side by side, and a gap that sets them apart from the next pair."""
+    gap = pair.new_full((*pair.shape[1:3], max(pair.shape[3] // 7, 1)), 255)
+    return _to_pil(torch.cat([*pair, gap], dim=2))
+
+
+def _show(axes, title: str, rows: dict[str, list[Image.Image]]) -> None:
+    axes.imshow(labelled_grid(rows))
     axes.set_title(title)
     axes.axis("off")
+
+
+def _plot_classes(axes, details: dict) -> None:
+    floors = details["floor_of_accuracy_of_class"]
+    names, values = list(details["accuracy_of_class"]), list(details["accuracy_of_class"].values())
+    axes.barh(names, values, color="lightsteelblue")
+    axes.plot([floors[name] for name in names], names, "k|", markersize=12, label="real test images")
+    axes.set_xlim(min(*values, *floors.values(), 0.9) - 0.1, 1)
+    axes.invert_yaxis()
+    axes.set_title("accuracy of each class")
+    axes.legend()
 
 
 def _plot_bound(axes, bound: dict) -> None:
@@ -81,8 +95,8 @@ def save_sweep(path: str | Path, result: dict) -> None:
     axes = figure.subplots()
     for sampler in dict.fromkeys(point["sampler"] for point in points):
         mine = sorted((p for p in points if p["sampler"] == sampler), key=lambda p: p["num_inference_steps"])
-        x, y = ([p[name] for p in mine] for name in ("seconds_per_image", "fid"))
-        axes.errorbar(x, y, [p["spread"] or 0 for p in mine], marker="o", capsize=3, label=sampler)
+        x, y, errors = ([p[name] for p in mine] for name in ("seconds_per_image", "fid", "spread"))
+        axes.errorbar(x, y, errors, marker="o", capsize=3, label=sampler)
         for p in mine:
             axes.annotate(str(p["num_inference_steps"]), (p["seconds_per_image"], p["fid"]))
     axes.axhline(result["floors"]["fid"], color="grey", linestyle="--", label="floor: real test images")

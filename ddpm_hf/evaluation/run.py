@@ -1,24 +1,24 @@
-"""Measure a saved model: likelihood and fidelity on one rank or many, each figure with its floor and its spread.
+"""Measure a saved model: likelihood and fidelity on one rank or many, each figure beside its floor and its spread.
 
-`scripts/evaluate.py` reads the arguments, this file loads model and data (`hub`, `data`) and measures (`likelihood`,
-`fidelity`; `measures` is what is found out about each image), and `report` draws what comes out. Work is cut into
-batches whose borders depend on `batch_size` alone, and whole batches go to ranks: every image meets the same
-arithmetic in the same company on any number of ranks, so the values are the same.
+This file loads model and data (`hub`, `data`), draws the samples, and measures them and real images by the tables of `measures`; `report` draws
+what comes out. Work is cut into batches whose borders depend on `batch_size` alone, and whole batches go to ranks: every image meets the same
+arithmetic in the same company on any number of ranks, so the values are the same. Every finished batch is kept in the cache.
 
 metrics.json, the dict that `evaluate` returns:
-    metrics      name -> value, flat: what a model card shows (bits_per_dim, fid, kid, precision, recall, accuracy,
-                 nearest_distance, memorized_share, fid_inception, kid_inception, as measured), the mean over seeds
+    metrics      name -> value, flat: what a model card shows
     floors       name -> the same function of as many real test images in place of samples; the best one can expect
-    spreads      name -> standard deviation over seeds; of bits_per_dim the standard error over images, noise and t
-    unavailable  metric -> why it could not be had
-    details      what does not fit one number: terms of bits_per_dim, accuracy_of_class, each seed's values
+    spreads      name -> standard error: how much the value would vary with other samples, as many (of bits_per_dim: other images, noise and t)
+    unavailable  metric -> why it could not be measured
+    details      what does not fit one number: terms of bits_per_dim, accuracy_of_class and its floors, seconds_per_image of sampling
     sweep        with --sweep: a list of {sampler, num_inference_steps, seconds_per_image, fid, spread}
-    settings     every option, the model and a hash of its weights, fingerprints and sizes of the data, versions, ...
-    seconds      phase -> wall time
-    command      as it was typed, and the precision that it did not name
+    settings     every option with its resolved value, the model and a hash of its weights, fingerprints and sizes of the data, versions, ...
+    seconds      phase -> wall time of this call; what came out of the cache took none
+    command      what repeats it: as it was typed, and the options that it did not name
 """
 
+import copy
 import dataclasses
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -31,7 +31,8 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
+from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
 from .. import __version__, hub
@@ -42,24 +43,29 @@ from ..keys import sample_key
 from ..likelihood import Bound, variational_bound
 from ..scheduling_ddpm_noise import DDPMNoiseScheduler
 from . import fidelity
-from .config import NEEDS, PRECISIONS, SAMPLERS, EvaluationConfig
+from .config import CLASSIFIER, DATA_OPTIONS, MIN_IMAGES, PRECISIONS, SAMPLERS, SAMPLING, EvaluationConfig
 from .measures import (
+    MEASURES,
+    METRICS,
     Measure,
+    Real,
+    Tensors,
     cache_path,
-    cached,
-    classifier_measure,
     concatenate,
     fingerprint,
-    inception_measure,
-    neighbors_measure,
     pixels,
+    save,
+    spread,
 )
+
+NUM_IMAGES = 10_000
+MAX_ROWS = 12  # classes that the report draws
 
 
 def evaluate(model: str, config: EvaluationConfig) -> tuple[dict, dict]:
     """Measure `model` (a folder or Hub id). Call it on every rank.
 
-    Returns: the content of metrics.json, and the tensors that `report` draws; both empty on all ranks but the first.
+    Returns: the content of metrics.json, and what `report` draws; both empty on all ranks but the first.
 
     Raises:
         ValueError: an option, or a model and data set that do not go together, before anything is computed.
@@ -71,322 +77,320 @@ class Evaluation:
     """One model, its data, and what measures them."""
 
     def __init__(self, model: str, config: EvaluationConfig):
-        self.model, self.state = model, _join_ranks()
+        self.model, self.state = model, PartialState(cpu=runs_on_cpu())
         use_own_cores(self.state)
         self.pipeline = hub.load(model, revision=config.revision).to(self.state.device)
         self.pipeline.unet.eval().to(memory_format=torch.channels_last)
         self.pipeline.set_progress_bar_config(disable=True)
-        self.scheduler_config = self.pipeline.scheduler.config
-        self.config = self._resolve_sampling(config.with_data_of(Path(self.pipeline.config["_name_or_path"])))
-        self.is_conditional = self.pipeline.unet.config.num_class_embeds is not None
-        self.train, self.test = (self._load_data(split) for split in (config.split, config.test_split))
+        self.scheduler_config, self.weights = self.pipeline.scheduler.config, fingerprint(self.pipeline.unet)
+        config = config.with_data_of(Path(self.pipeline.config["_name_or_path"]))
+        self.train, self.test = (self._load_data(config, split) for split in (config.split, config.test_split))
+        self._check_data(config)
+        if self.state.is_main_process:
+            for split, data in ((config.split, self.train), (config.test_split, self.test)):
+                tqdm.write(f"{split}: {data.describe()}")
+        self.config = dataclasses.replace(config, num_images=config.num_images or min(NUM_IMAGES, len(self.test)))
+        self.points = self._resolve_sampling()
         self.metrics = self._choose_metrics()
-        self._check_data()
-        self._check_sampling()
-        dtype = PRECISIONS[self.config.mixed_precision]
-        self.autocast = partial(torch.autocast, self.state.device.type, dtype, enabled=dtype != torch.float32)
         self.measures: dict[str, Measure] = {}
         self.unavailable: dict[str, str] = {}
         self._load_measures()
+        dtype = PRECISIONS[config.mixed_precision]
+        self.autocast = partial(torch.autocast, self.state.device.type, dtype, enabled=dtype != torch.float32)
+        self.subset = self._choose(len(self.test), 0)  # test images: the floor, and what the samples are asked for
         self.seconds: dict[str, float] = {}
 
     # ------------------------------------------------------------------ what goes together
 
-    def _load_data(self, split: str):
-        config, unet = self.config, self.pipeline.unet.config
+    def _load_data(self, config: EvaluationConfig, split: str):
+        unet = self.pipeline.unet.config
         if unet.sample_size is None:
             raise ValueError(
                 f"model={self.model!r} has no unet.config.sample_size: the size of its images is unknown."
             )
-        columns: dict[str, Any] = {"image_column": config.image_column, "label_column": config.label_column}
-        shape: dict[str, Any] = {"num_channels": unet.in_channels, "image_size": unet.sample_size}
-        return load_image_dataset(config.dataset, split=split, **columns, **shape)
+        is_text = "prompt_embeds" in self.pipeline.takes
+        options: dict[str, Any] = {name: getattr(config, name) for name in DATA_OPTIONS}
+        options |= {"conditions": ("captions",) if is_text else ("class_labels",)}
+        options |= {"num_channels": unet.in_channels, "image_size": unet.sample_size}
+        data = load_image_dataset(config.dataset, split=split, **options)
+        if is_text:
+            data.embed_captions(self.pipeline.embed_prompts, fingerprint(self.pipeline.text_encoder))
+        return data
 
-    def _choose_metrics(self) -> list[str]:
-        if self.config.sweep:
-            return ["fid"]
-        if self.config.metrics is not None:
-            if "accuracy" in self.config.metrics and not self.is_conditional:
-                raise ValueError(f"metrics has 'accuracy', but model={self.model!r} takes no class labels.")
-            return list(dict.fromkeys(self.config.metrics))
-        left_out = {"fid_inception", "kid_inception"} | (set() if self.is_conditional else {"accuracy"})
-        return [name for name in NEEDS if name not in left_out]
-
-    def _check_data(self) -> None:
-        config, unet = self.config, self.pipeline.unet.config
-        if config.num_images > len(self.test):
+    def _check_data(self, config: EvaluationConfig) -> None:
+        pipeline, needed = self.pipeline, config.num_images or MIN_IMAGES
+        if needed > len(self.test):
             raise ValueError(
                 f"num_images={config.num_images}: the {config.test_split!r} split has {len(self.test)} images, and the"
-                " floor takes as many as there are samples."
+                f" floor takes as many as there are samples, {needed} or more."
             )
-        if unet.in_channels == 3:
+        if config.mixed_precision == "fp16" and self.state.device.type == "cpu":
+            raise ValueError("mixed_precision='fp16' needs a GPU: choose bf16 or no.")
+        if pipeline.unet.config.in_channels == 3:
             images = pixels(self.train, range(min(100, len(self.train))))
             if (images == images[:, :1]).all():
                 raise ValueError(
                     f"model={self.model!r} draws colour images, but those of dataset={config.dataset!r} are grey."
                 )
-        if not self.is_conditional:
+        if "class_labels" not in pipeline.takes:
             return
-        known = [name for _, name in sorted(self.pipeline.id2label.items())]
-        found = self.test.class_names or []
-        if not found or len(found) > unet.num_class_embeds or (known and known[: len(found)] != found):
-            classes = known or f"{unet.num_class_embeds} without names"
+        known, found = list(pipeline.id2label.values()), self.test.class_names or []
+        if not found or len(found) > pipeline.num_labels or (known and known[: len(found)] != found):
+            classes = known or f"{pipeline.num_labels} without names"
             raise ValueError(
                 f"model={self.model!r} has the classes {classes}; dataset={config.dataset!r} has {found or 'none'}."
             )
 
-    def _resolve_sampling(self, config: EvaluationConfig) -> EvaluationConfig:
-        """The config with the sampler and the number of steps that the pipeline would take by itself."""
-        sampler, steps, num_train = config.sampler, config.num_inference_steps, len(self.pipeline.scheduler)
-        saved = self.pipeline.sampling
-        if sampler is None and isinstance(self.pipeline.scheduler, DDPMNoiseScheduler):
-            rule = {name: saved[name] for name in ("eta", "solver_order") if name in saved}
-            own = [
-                name for name, (kind, options) in SAMPLERS.items() if kind is DDPMNoiseScheduler and options == rule
-            ]
-            sampler = own[0] if own and steps is None else "ddpm"
-        if steps is None:
-            steps = num_train if sampler == "ddpm" else min(saved.get("num_inference_steps", num_train), num_train)
-        return dataclasses.replace(config, sampler=sampler, num_inference_steps=steps)
+    def _sampler(self, name: str | None):
+        """The pipeline under another sampler; the model's number of steps and guidance stay its defaults."""
+        if name is None:
+            return self.pipeline
+        pipeline = copy.copy(self.pipeline)
+        pipeline.scheduler = SAMPLERS[name][0].from_config(self.scheduler_config)
+        pipeline.sampling = {
+            key: value for key, value in pipeline.sampling.items() if key not in ("eta", "solver_order")
+        }
+        return pipeline
 
-    def _check_sampling(self) -> None:
-        config, scheduler = self.config, self.scheduler_config
-        if config.guidance_scale != 1 and self.pipeline.null_label is None:
-            lacks = "has no null label" if self.is_conditional else "takes no class labels"
-            raise ValueError(f"guidance_scale={config.guidance_scale}, but model={self.model!r} {lacks}.")
-        if config.mixed_precision == "fp16" and self.state.device.type == "cpu":
-            raise ValueError("mixed_precision='fp16' needs a GPU: choose bf16 or no.")
-        chosen = [(config.sampler, config.num_inference_steps)]
-        for _, steps in config.parse_sweep_points() if config.sweep else chosen:
-            if not 1 <= steps <= scheduler.num_train_timesteps:
-                raise ValueError(f"{steps} steps: model={self.model!r} has 1 to {scheduler.num_train_timesteps}.")
+    def _resolve_sampling(self) -> list[tuple[str | None, dict]]:
+        """The sampler, None for the model's own, and all words to the pipeline: of each point of a sweep, or else of the one set of samples."""
+        config, points = self.config, []
+        named = {name: getattr(config, name) for name in SAMPLING}
+        sweep = [(sampler, int(steps)) for sampler, _, steps in (point.partition(":") for point in config.sweep or ())]
+        for sampler, steps in sweep or [(config.sampler, config.num_inference_steps)]:
+            own = SAMPLERS[sampler][1] if sampler else {}
+            asked = own | {name: value for name, value in named.items() if value is not None}
+            asked |= {"num_inference_steps": steps, "is_conditional": bool(self.pipeline.takes)}
+            points.append((sampler, self._sampler(sampler).resolve_sampling(**asked)))
+            if steps is not None and steps > len(self.pipeline.scheduler):
+                raise ValueError(f"num_inference_steps={steps}: the model's chain has {len(self.pipeline.scheduler)}.")
+        return points
+
+    def _choose_metrics(self) -> list[str]:
+        if self.config.sweep:
+            return ["fid"]
+        if self.config.metrics is None:
+            suits = {"accuracy": "class_labels" in self.pipeline.takes}
+            return [name for name, metric in METRICS.items() if metric.by_default and suits.get(name, True)]
+        if "accuracy" in self.config.metrics and "class_labels" not in self.pipeline.takes:
+            raise ValueError(f"metrics has 'accuracy', but model={self.model!r} takes no class labels.")
+        return list(dict.fromkeys(self.config.metrics))
 
     def _load_measures(self) -> None:
-        """Load what the metrics need; one whose weights cannot be had, or do not suit the images, is unavailable."""
-        config, channels, device = self.config, self.pipeline.unet.config.in_channels, self.state.device
-        loaders = {
-            "classifier": lambda: classifier_measure(config.classifier, channels, device),
-            "inception": lambda: inception_measure(device),
-            "neighbors": lambda: neighbors_measure(self.train),
-        }
-        for need in sorted({need for metric in self.metrics for need in NEEDS[metric]}):
-            wanting = [metric for metric in self.metrics if need in NEEDS[metric]]
-            try:
-                measure = self.measures[need] = loaders[need]()
-            except (OSError, RuntimeError, LookupError) as error:
-                self.unavailable |= dict.fromkeys(wanting, str(error).strip().splitlines()[0])
-                continue
-            if any(metric.startswith("fid") for metric in wanting):
-                fidelity.check_full_rank(config.num_images, measure.num_features)
-            if "accuracy" in wanting and measure.class_names != self.test.class_names:
-                reason = f"the classifier knows {measure.class_names}, the data set {self.test.class_names}"
-                self.unavailable["accuracy"] = f"{reason}; scripts/train_classifier.py makes one that does"
-        if config.sweep and self.unavailable:
-            raise ValueError(f"sweep: FID cannot be had ({self.unavailable['fid']}).")
-        self.metrics = [metric for metric in self.metrics if metric not in self.unavailable]
+        """Load what the metrics need. A metric that was named and is unavailable is an error, of the others the reason is told."""
+        config, failed = self.config, {}
+        path = str(CLASSIFIER) if config.classifier is None else config.classifier
+        for need in dict.fromkeys(METRICS[name].measure for name in self.metrics):
+            if need is not None:
+                try:
+                    self.measures[need] = MEASURES[need](path, self.train, self.state.device)
+                except RuntimeError as error:
+                    failed[need] = str(error)
+        for name in self.metrics:
+            need = METRICS[name].measure
+            if reason := failed.get(need) or self._why_not(name):
+                if config.metrics or config.sweep or (need in failed and config.classifier):
+                    raise ValueError(f"{name} cannot be measured: {reason}")
+                self.unavailable[name] = reason
+        self.metrics = [name for name in self.metrics if name not in self.unavailable]
+        needs = {METRICS[name].measure for name in self.metrics}
+        self.measures = {need: measure for need, measure in self.measures.items() if need in needs}
+
+    def _why_not(self, name: str) -> str | None:
+        """Why a metric does not suit the data, or None."""
+        measure, num_images = self.measures.get(METRICS[name].measure), self.config.num_images
+        if METRICS[name].needs_full_rank and num_images <= measure.num_features:
+            return (
+                f"num_images={num_images} is too small: the covariance of {measure.num_features} features has full rank"
+                f" from {measure.num_features + 1} images on"
+            )
+        if name == "accuracy" and measure.class_names != self.test.class_names:
+            reason = f"the classifier knows {measure.class_names}, the data set {self.test.class_names}"
+            return f"{reason}; scripts/train_classifier.py makes one that does"
+        return None
 
     # ------------------------------------------------------------------ work, spread over ranks
 
-    def _over_batches(self, num_items: int, function: Callable[[range], object], phase: str, title: str = "") -> list:
-        """function(indices) of every batch, in order, on all ranks; whole batches are dealt out."""
+    def _choose(self, num_images: int, key: int) -> np.ndarray:
+        """num_images of a data set, as many as there are samples, by the seed; a larger number only adds to them."""
+        return np.random.default_rng((self.config.seed, key)).permutation(num_images)[: self.config.num_images]
+
+    def _over_batches(self, num_items: int, function: Callable[[range], Tensors], phase: str, *what) -> list[Tensors]:
+        """function(indices) of every batch, in order, on all ranks, where it depends on `what`: from the cache as far as it is there."""
         start, size = time.perf_counter(), self.config.batch_size
+        folder = cache_path(self.config.cache_dir, phase, *what, self.state.device.type)
         batches = [range(i, min(i + size, num_items)) for i in range(0, num_items, size)]
-        mine = list(enumerate(batches))[self.state.process_index :: self.state.num_processes]
-        bar = tqdm(mine, desc=title or phase, unit="batch", disable=not self.state.is_main_process)
-        results = gather_object([(number, function(indices)) for number, indices in bar])
+        files = {folder / f"{batch.start}-{batch.stop}.safetensors": batch for batch in batches}
+        mine = list(files)[self.state.process_index :: self.state.num_processes]
+        missing = [file for file in mine if not file.exists()]
+        known, is_quiet = len(mine) - len(missing), not self.state.is_main_process
+        for file in tqdm(missing, phase, len(mine), initial=known, unit="batch", disable=is_quiet):
+            save(file, function(files[file]))
+        results = gather_object([(files[file].start, load_file(file)) for file in mine])
         self.seconds[phase] = self.seconds.get(phase, 0) + time.perf_counter() - start
         return [result for _, result in sorted(results, key=itemgetter(0))]
 
-    def subset(self, seed: int) -> np.ndarray:
-        """The num_images test images that are this seed's floor, and whose labels its samples are asked for."""
-        return np.random.default_rng((seed, 0)).permutation(len(self.test))[: self.config.num_images]
-
-    def real(self, dataset, name: str) -> dict[str, torch.Tensor] | None:
-        """One measure of all images of a data set, from the cache if it is there; on the first rank only."""
+    def _measured(
+        self, name: str, num_images: int, images: Callable[[range], torch.Tensor], of: str, *what
+    ) -> Tensors:
+        """One measure of images(indices), uint8."""
         measure = self.measures[name]
-        what = measure.key, dataset.fingerprint, self.state.device.type
-        path = cache_path(self.config.cache_dir, "measure", *what)
 
-        def function(indices: range) -> dict[str, torch.Tensor]:
-            return measure.function(pixels(dataset, indices))
+        def function(indices: range) -> Tensors:
+            return measure.function(images(indices))
 
-        is_known = broadcast_object_list([path.exists()])[0]
-        batches = [] if is_known else self._over_batches(len(dataset), function, f"{name} of real images")
-        return cached(path, lambda: concatenate(batches)) if self.state.is_main_process else None
+        return concatenate(self._over_batches(num_images, function, f"{name} of {of}", measure.key, *what))
 
-    def samples(self, seed: int, sampler: str | None, num_inference_steps: int) -> dict[str, torch.Tensor]:
-        """num_images samples as uint8 "images", their "labels" if asked for, and every measure of them."""
-        labels = self.test.labels[self.subset(seed)] if self.is_conditional else None
-        options: dict = {"num_inference_steps": num_inference_steps, "guidance_scale": self.config.guidance_scale}
-        if sampler is not None:
-            scheduler_class, own_options = SAMPLERS[sampler]
-            options |= own_options
-            self.pipeline.scheduler = scheduler_class.from_config(self.scheduler_config)
-
-        def draw(indices: range) -> dict[str, torch.Tensor]:
-            generators = [torch.Generator().manual_seed(sample_key(seed, i)) for i in indices]
-            asked = {} if labels is None else {"labels": labels[indices.start : indices.stop]}
-            with self.autocast():
-                images = self.pipeline(
-                    batch_size=len(indices),
-                    generator=generators,
-                    output_type="pt",
-                    class_labels=asked.get("labels"),
-                    **options,
-                ).images
-            return {"images": unit_to_uint8(images).cpu()} | asked
-
-        title = f"{sampler or 'samples'}, {num_inference_steps} steps, seed {seed}"
-        samples = concatenate(self._over_batches(self.config.num_images, draw, "samples", title))
-        images = samples["images"]
+    def real_images(self) -> dict[str, Real]:
+        """Every measure of real images."""
+        found = {}
         for name, measure in self.measures.items():
+            splits: dict[str, Tensors] = {"train": {}, "test": {}}
+            for split in measure.splits:
+                dataset = getattr(self, split)
+                read = partial(pixels, dataset)
+                splits[split] = self._measured(name, len(dataset), read, "real images", dataset.fingerprint)
+            if self.test.labels is not None:
+                splits["test"]["labels"] = self.test.labels
+            found[name] = Real(**splits, chosen=self._choose(len(self.train), 1), seed=self.config.seed)
+        return found
 
-            def measure_rows(indices: range, function=measure.function) -> dict[str, torch.Tensor]:
-                return function(images[indices.start : indices.stop])
+    def samples(self, sampler: str | None, sampling: dict) -> tuple[torch.Tensor, dict[str, Tensors], float]:
+        """num_images samples, uint8 (N, C, H, W); every measure of them; and the seconds that one took to draw."""
+        pipeline, seed = self._sampler(sampler), self.config.seed
 
-            samples |= concatenate(self._over_batches(len(images), measure_rows, f"{name} of samples"))
-        return samples
+        def draw(indices: range) -> Tensors:
+            start = time.perf_counter()
+            generators = [torch.Generator().manual_seed(sample_key(seed, i)) for i in indices]
+            batch = self.test[self.subset[indices.start : indices.stop].tolist()]
+            asked = sampling | {name: batch[name] for name in pipeline.takes}
+            with self.autocast():
+                images = pipeline(len(indices), generators, output_type="pt", autocast=False, **asked).images
+            return {"images": unit_to_uint8(images).cpu(), "seconds": torch.tensor([time.perf_counter() - start])}
+
+        title = f"{sampler}, {sampling['num_inference_steps']} steps" if self.config.sweep else "samples"
+        what = (*self._model_key(pipeline.scheduler), sampling, seed, self.test.fingerprint)
+        samples = concatenate(self._over_batches(self.config.num_images, draw, title, *what))
+        images, measured = samples["images"], {}
+        for name in self.measures:
+            measured[name] = self._measured(
+                name, len(images), lambda indices: images[indices.start : indices.stop], "samples", *what
+            )
+            if self.test.labels is not None:
+                measured[name]["labels"] = self.test.labels[self.subset]
+        return images, measured, samples["seconds"].sum().item() / len(images) / self.state.num_processes
 
     def bound(self) -> dict:
-        """`Bound.summary` of num_images test images. Finished batches stay in the cache: a run that was cut off goes on."""
-        config, unet, denoise, seed = self.config, self.pipeline.unet, self.pipeline.denoise, self.config.seeds[0]
+        """`Bound.summary` of num_images test images."""
+        config, pipeline, num_timesteps = self.config, self.pipeline, self.config.bpd_timesteps or None
         scheduler = DDPMNoiseScheduler.from_config(self.scheduler_config)
-        num_timesteps, chosen = config.bpd_timesteps or None, self.subset(seed)
-        parts = [{k: v for k, v in part.config.items() if k[0] != "_"} for part in (unet, scheduler)]
-        what = fingerprint(unet), parts, self.test.fingerprint, seed, num_timesteps, config.num_images
-        how = config.batch_size, config.mixed_precision, self.state.device.type
-        folder = cache_path(config.cache_dir, "bound", *what, *how)
 
-        def compute(indices: range) -> dict[str, torch.Tensor]:
-            index = torch.from_numpy(chosen[indices.start : indices.stop])
+        def compute(indices: range) -> Tensors:
+            index = torch.from_numpy(self.subset[indices.start : indices.stop])
             batch = self.test[index.tolist()]
-            condition = self.pipeline.encode(
-                **{name: batch[name] for name in self.pipeline.takes}, batch_size=len(index)
-            )
+            condition = pipeline.encode(**{name: batch[name] for name in pipeline.takes}, batch_size=len(index))
             with self.autocast():
                 x_0 = batch["x_0"].to(self.state.device)
-                return vars(variational_bound(denoise, scheduler, x_0, index, condition, num_timesteps, seed))
+                found = variational_bound(
+                    pipeline.denoise, scheduler, x_0, index, condition, num_timesteps, config.seed
+                )
+            return vars(found)
 
-        def measure(indices: range) -> Bound:
-            return Bound(**cached(folder / f"{indices.start}.safetensors", partial(compute, indices)))
+        what = (*self._model_key(scheduler), num_timesteps, config.seed, self.test.fingerprint)
+        batches = self._over_batches(config.num_images, compute, "bpd", *what)
+        return Bound.concatenate([Bound(**batch) for batch in batches]).summary()
 
-        return Bound.concatenate(self._over_batches(len(chosen), measure, "bpd")).summary()
+    def _model_key(self, scheduler) -> tuple:
+        """What the outputs of the model depend on."""
+        parts = (self.pipeline.unet.config, scheduler.config)
+        configs = [{name: value for name, value in part.items() if name[0] != "_"} for part in parts]
+        return self.weights, *configs, type(scheduler).__name__, self.config.mixed_precision
 
     # ------------------------------------------------------------------ figures
 
     def run(self) -> tuple[dict, dict]:
-        config, drawn = self.config, {}
         result: dict[str, Any] = {name: {} for name in ("metrics", "floors", "spreads", "details")}
-        result["unavailable"] = self.unavailable
-        if config.sweep:
-            self.sweep(result)
-        if not config.sweep and "bpd" in self.metrics:
+        drawn: dict = {}
+        if "bpd" in self.metrics:
             details = result["details"]["bits_per_dim"] = self.bound()
             result["metrics"]["bits_per_dim"] = details["bits_per_dim"]
             result["spreads"]["bits_per_dim"] = details["standard_error"]
-        fidelity_metrics = [name for name in self.metrics if NEEDS[name] and not config.sweep]
-        if fidelity_metrics:
+        if self.config.sweep:
+            result["sweep"] = self._sweep(result)
+        elif self.measures:
             real = self.real_images()
-            samples = [self.samples(seed, config.sampler, config.num_inference_steps) for seed in config.seeds]
+            images, measured, seconds = self.samples(*self.points[0])
+            result["details"]["seconds_per_image"] = seconds
             if self.state.is_main_process:
-                for name in fidelity_metrics:
-                    self._add_figures(result, name, samples, real)
-            drawn = self._drawn(samples[0])
+                self._add_figures(result, measured, real)
+                drawn = self._drawn(images, measured)
         if not self.state.is_main_process:
             return {}, {}
-        return result | {"settings": self._settings(), "seconds": self.seconds}, drawn
+        return result | {"unavailable": self.unavailable, "settings": self._settings(), "seconds": self.seconds}, drawn
 
-    def real_images(self) -> dict[str, dict[str, torch.Tensor]] | None:
-        """Every measure of the "train" and "test" images (neighbours of the latter only); on the first rank only."""
-        real: dict[str, dict[str, torch.Tensor]] = {"train": {}, "test": {}}
-        for name in self.measures:
-            for split, dataset in (("train", self.train), ("test", self.test)):
-                if (name, split) != ("neighbors", "train"):
-                    real[split] |= self.real(dataset, name) or {}
-        if self.test.labels is not None:
-            real["test"]["labels"] = self.test.labels
-        return real if self.state.is_main_process else None
-
-    def _add_figures(self, result: dict, name: str, samples: list[dict], real: dict) -> None:
-        """One metric of each seed's samples, and of as many real test images: mean, floor, spread."""
-        start, config = time.perf_counter(), self.config
-        figures, floors = [], []
-        for seed, fake in zip(config.seeds, samples):
-            test = {key: values[self.subset(seed)] for key, values in real["test"].items()}
-            figures.append(self._figures(name, fake, real, seed))
-            floors.append(self._figures(name, test, real, seed))
-        for key, value in figures[0].items():
-            each = [figure[key] for figure in figures]
-            if isinstance(value, dict):  # of classes; a small set may lack one
-                parts = {part: [figure[part] for figure in each if part in figure] for part in set().union(*each)}
-                result["details"][key] = {part: float(np.mean(values)) for part, values in sorted(parts.items())}
-                continue
-            result["metrics"][key] = float(np.mean(each))
-            result["floors"][key] = float(np.mean([floor[key] for floor in floors]))
-            if len(each) > 1:
-                result["spreads"][key] = float(np.std(each, ddof=1))
-            result["details"].setdefault("seeds", {})[key] = dict(zip(map(str, config.seeds), each))
-        self.seconds[name] = time.perf_counter() - start
-
-    def _figures(self, name: str, fake: dict, real: dict, seed: int) -> dict:
-        """The figures of one metric. `fake` are samples, or the test images that give the floor."""
-        train = real["train"]
-        features = "inception" if name.endswith("inception") else "features"
-        if name.startswith("fid"):
-            return {name: fidelity.frechet_distance(train[features], fake[features])}
-        if name.startswith("kid"):
-            return {name: fidelity.kernel_distance(train[features], fake[features], seed=seed)}
-        if name == "precision_recall":
-            chosen = np.random.default_rng((seed, 1)).permutation(len(self.train))[: self.config.num_images]
-            return dict(
-                zip(("precision", "recall"), fidelity.precision_recall(train[features][chosen], fake[features]))
-            )
-        if name == "accuracy":
-            accuracy, each = fidelity.class_accuracy(fake["logits"], fake["labels"])
-            return {"accuracy": accuracy, "accuracy_of_class": {self.test.class_names[i]: v for i, v in each.items()}}
-        return {
-            "nearest_distance": fake["distances"].median().item(),
-            "memorized_share": fidelity.memorized_share(fake["distances"], real["test"]["distances"]),
-        }
-
-    def sweep(self, result: dict) -> None:
-        """FID and seconds per image of each sampler and number of steps: a list "sweep"; and the floor of FID."""
-        real, config, points = self.real_images(), self.config, []
-        for sampler, steps in config.parse_sweep_points():
-            before = self.seconds.get("samples", 0)
-            samples = [self.samples(seed, sampler, steps) for seed in config.seeds]
-            seconds = (self.seconds["samples"] - before) / config.num_images / len(config.seeds)
+    def _sweep(self, result: dict) -> list[dict]:
+        """FID and seconds per image of each sampler and number of steps; and the floor of FID."""
+        real, points = self.real_images(), []
+        for sampler, sampling in self.points:
+            _, measured, seconds = self.samples(sampler, sampling)
             if self.state.is_main_process:
-                found: dict[str, dict] = {"metrics": {}, "floors": result["floors"], "spreads": {}, "details": {}}
-                self._add_figures(found, "fid", samples, real)
-                figures = {"fid": found["metrics"]["fid"], "spread": found["spreads"].get("fid")}
-                point = {"sampler": sampler, "num_inference_steps": steps, "seconds_per_image": seconds}
-                points.append(point | figures)
+                self._add_figures(found := {"metrics": {}, "floors": result["floors"], "spreads": {}}, measured, real)
+                figures = {"fid": found["metrics"]["fid"], "spread": found["spreads"]["fid"]}
+                steps = sampling["num_inference_steps"]
+                points.append(
+                    {"sampler": sampler, "num_inference_steps": steps, "seconds_per_image": seconds} | figures
+                )
                 tqdm.write(f"{sampler}, {steps} steps: FID {figures['fid']:.4g}, {seconds:.3g} s per image")
-        result["sweep"] = points
+        return points
 
-    def _drawn(self, samples: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What the report shows: 64 samples, and the 8 that lie nearest to a training image with that image."""
-        drawn = {"samples": samples["images"][:64]}
-        if "distances" in samples:
-            nearest = samples["distances"].argsort()[:8]
-            drawn["nearest_samples"] = samples["images"][nearest]
-            drawn["nearest_training_images"] = pixels(self.train, samples["neighbors"][nearest])
+    def _add_figures(self, result: dict, samples: dict[str, Tensors], real: dict[str, Real]) -> None:
+        """Every figure of the samples, its floor from as many test images, and its spread."""
+        for name in self.metrics:
+            if (metric := METRICS[name]).function is None:
+                continue
+            start, images, seen = time.perf_counter(), samples[metric.measure], real[metric.measure]
+            floor = {key: values[self.subset] for key, values in seen.test.items()}
+            result["metrics"] |= dict(zip(metric.figures, metric.function(images, seen)))
+            result["floors"] |= dict(zip(metric.figures, metric.function(floor, seen)))
+            result["spreads"] |= dict(zip(metric.figures, spread(metric.function, images, seen)))
+            if name == "accuracy":
+                for key, seen_as in {"accuracy_of_class": images, "floor_of_accuracy_of_class": floor}.items():
+                    each = fidelity.class_accuracy(seen_as["logits"], seen_as["labels"])[1]
+                    result["details"][key] = {self.test.class_names[i]: value for i, value in each.items()}
+            self.seconds[name] = time.perf_counter() - start
+
+    def _drawn(self, images: torch.Tensor, samples: dict[str, Tensors]) -> dict[str, dict[str, torch.Tensor]]:
+        """What the report shows, a row for each class or one without a name: "samples", (n, C, H, W), and "neighbors": the samples nearest to a
+        training image with that image, (n, 2, C, H, W)."""
+        rows, num_samples, num_pairs = {"": np.arange(len(images))}, 64, 12
+        if "class_labels" in self.pipeline.takes:
+            labels, num_samples, num_pairs = self.test.labels[self.subset].numpy(), 8, 3
+            rows = {self.test.class_names[i]: (labels == i).nonzero()[0] for i in np.unique(labels)[:MAX_ROWS]}
+        drawn: dict[str, dict] = {"samples": {name: images[row[:num_samples]] for name, row in rows.items()}}
+        if nearest := samples.get("neighbors"):
+            drawn["neighbors"] = {}
+            for name, row in rows.items():
+                row = row[nearest["distances"][row].argsort()[:num_pairs].numpy()]
+                pairs = [images[row], pixels(self.train, nearest["neighbors"][row])]
+                drawn["neighbors"][name] = torch.stack(pairs, dim=1)
         return drawn
 
     def _settings(self) -> dict:
-        options = dataclasses.asdict(self.config)
+        config = self.config
+        options = dataclasses.asdict(config) | ({} if config.sweep else self.points[0][1])
         del options["cache_dir"]
         libraries = ("torch", "diffusers", "transformers", "torchmetrics", "accelerate", "numpy")
+        scheduler = {
+            key: value for key, value in self.scheduler_config.items() if key != "trained_betas"
+        }  # a thousand
         return options | {
+            "classifier": config.classifier or os.path.relpath(CLASSIFIER),
             "model": self.model,
-            "weights": fingerprint(self.pipeline.unet),
-            "scheduler": {
-                k: v for k, v in self.scheduler_config.items() if k != "trained_betas"
-            },  # a thousand figures
+            "weights": self.weights,
+            "scheduler": scheduler,
             "data": {
                 name: {"fingerprint": dataset.fingerprint, "num_images": len(dataset)}
-                for name, dataset in ((self.config.split, self.train), (self.config.test_split, self.test))
+                for name, dataset in ((config.split, self.train), (config.test_split, self.test))
             },
             "measures": {name: measure.key for name, measure in self.measures.items()},
             "hardware": describe_hardware(self.state),
@@ -394,8 +398,3 @@ class Evaluation:
             "versions": {"python": platform.python_version(), "ddpm_hf": __version__}
             | {name: version(name) for name in libraries},
         }
-
-
-def _join_ranks() -> PartialState:
-    """The ranks of this launch; without an accelerator, accelerate alone would make independent jobs of them."""
-    return PartialState(cpu=runs_on_cpu())

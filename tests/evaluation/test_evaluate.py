@@ -24,9 +24,10 @@ from PIL import Image
 from transformers import MobileNetV2Config, ResNetConfig, ResNetForImageClassification
 
 from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel, hub, training
-from ddpm_hf.evaluation import evaluate, measures, report
+from ddpm_hf.data import load_image_dataset
+from ddpm_hf.evaluation import EvaluationConfig, evaluate, measures, report
 from ddpm_hf.evaluation import run as evaluation
-from ddpm_hf.evaluation.config import SAMPLERS, EvaluationConfig
+from ddpm_hf.evaluation.config import SAMPLERS
 from ddpm_hf.evaluation.run import Evaluation
 from ddpm_hf.images import unit_to_uint8
 
@@ -41,6 +42,7 @@ UNET = {
     "norm_num_groups": 4,
     "layers_per_block": 1,
 }
+SAMPLING = {"num_inference_steps": 5, "eta": 0.5, "solver_order": 2, "guidance_scale": 1.5}
 CHAIN = {"num_train_timesteps": 20, "beta_start": 0.005, "beta_end": 0.4}
 
 
@@ -70,6 +72,7 @@ def home(tmp_path_factory) -> Path:
     )
     unet = DDPMUNet2DModel(**UNET, num_class_embeds=4)
     hub.save(DDPMImagePipeline(unet, DDPMNoiseScheduler(**CHAIN), id2label=names), home / "model")
+    hub.save(DDPMImagePipeline(unet, DDPMNoiseScheduler(**CHAIN), names, SAMPLING), home / "fast")
     DDPMPipeline(UNet2DModel(**UNET), DDPMScheduler(**CHAIN)).save_pretrained(home / "stock")
     unet = DDPMUNet2DModel(**UNET | {"out_channels": 2})
     scheduler = DDPMNoiseScheduler(**CHAIN, variance_type="learned_range")
@@ -83,7 +86,7 @@ def options(home: Path, **changes) -> dict:
         "classifier": str(home / "classifier"),
         "cache_dir": str(home / "cache"),
         "num_images": 20,
-        "seeds": [0, 1],
+        "seed": 0,
         "batch_size": 6,
         "num_inference_steps": 3,
         "mixed_precision": "no",
@@ -103,13 +106,11 @@ def test_every_figure_stands_beside_its_floor_and_spread(one_rank):
     assert set(result["spreads"]) == names | {"bits_per_dim"} and not result["unavailable"]
     assert all(np.isfinite(list(result[kind].values())).all() for kind in ("metrics", "floors", "spreads"))
     assert result["floors"]["fid"] < result["metrics"]["fid"]  # the untrained model is worse than real images are
-    for name in names:
-        each = result["details"]["seeds"][name]
-        assert list(each) == ["0", "1"]
-        assert result["metrics"][name] == pytest.approx(np.mean(list(each.values())))
-        assert result["spreads"][name] == pytest.approx(np.std(list(each.values()), ddof=1))
-    assert set(result["details"]["accuracy_of_class"]) == {"0", "1", "2"}
-    assert drawn["samples"].shape == (20, 1, 8, 8) and drawn["nearest_training_images"].shape == (8, 1, 8, 8)
+    assert result["spreads"]["fid"] > 0 and result["details"]["seconds_per_image"] > 0
+    for kind in ("accuracy_of_class", "floor_of_accuracy_of_class"):
+        assert set(result["details"][kind]) == {"0", "1", "2"}
+    assert list(drawn["samples"]) == list(drawn["neighbors"]) == ["0", "1", "2"]
+    assert sum(map(len, drawn["samples"].values())) == 20 and drawn["neighbors"]["1"].shape == (3, 2, 1, 8, 8)
     json.dumps(result, allow_nan=False)
 
 
@@ -118,7 +119,7 @@ def test_settings_are_enough_to_repeat_it(home, one_rank):
     known = {key: settings[key] for key in options(home) if key != "cache_dir"}
     repeated, _ = evaluate(settings["model"], EvaluationConfig(**known, cache_dir=str(home / "empty")))
     assert repeated["metrics"] == one_rank[0]["metrics"] and repeated["floors"] == one_rank[0]["floors"]
-    assert (settings["sampler"], settings["num_inference_steps"]) == ("ddpm", 3) and settings["weights"]
+    assert (settings["num_inference_steps"], settings["guidance_scale"]) == (3, 1.0) and settings["weights"]
     assert settings["data"]["train"]["num_images"] == 70 and len(settings["data"]["train"]["fingerprint"]) >= 16
 
 
@@ -147,32 +148,48 @@ def test_two_ranks_find_the_values_of_one(home, one_rank):
     assert Image.open(home / "two" / "report.png").width > 1000
 
 
+def samples(evaluation: Evaluation) -> torch.Tensor:
+    return evaluation.samples(*evaluation.points[0])[0]
+
+
 def test_samples_depend_on_the_seed_and_their_number_not_on_the_batch(home):
-    def samples(seed, **changes):
+    def draw(**changes):
         config = EvaluationConfig(**options(home, metrics=["memorization"], **changes))
-        return Evaluation(str(home / "model"), config).samples(seed, None, 3)["images"]
+        return samples(Evaluation(str(home / "model"), config))
 
-    whole, parts = samples(0, batch_size=20), samples(0, batch_size=7)
+    whole, parts = draw(batch_size=20), draw(batch_size=7)
     assert (whole.int() - parts.int()).abs().max() <= 1  # another batch is another order of summation
-    assert not torch.equal(whole, samples(1, batch_size=20))
+    assert not torch.equal(whole, draw(seed=1, batch_size=20))
+    assert torch.equal(parts[:14], draw(num_images=14, batch_size=7))
 
 
-def test_the_pipelines_own_sampler_is_written_down(home):
-    for given, chosen in (
-        ({}, ("sde-dpmsolver++", 20)),
-        ({"num_inference_steps": 4}, ("ddpm", 4)),
-        ({"sampler": "ddpm"}, ("ddpm", 20)),
-        ({"sampler": "unipc"}, ("unipc", 20)),
-    ):
-        asked = {"num_inference_steps": None, "metrics": ["memorization"]} | given
-        config = Evaluation(str(home / "model"), EvaluationConfig(**options(home, **asked))).config
-        assert (config.sampler, config.num_inference_steps) == chosen
-    default = Evaluation(str(home / "model"), EvaluationConfig(**options(home, num_inference_steps=None)))
-    drawn = default.samples(0, default.config.sampler, default.config.num_inference_steps)
-    generators = [torch.Generator().manual_seed(evaluation.sample_key(0, i)) for i in range(20)]
-    options_of_call = {"class_labels": drawn["labels"], "output_type": "pt", "autocast": False}
-    own = hub.load(str(home / "model"))(20, generators, **options_of_call).images
-    assert (unit_to_uint8(own).int() - drawn["images"].int()).abs().max() <= 1
+@pytest.mark.parametrize(
+    ("model", "given", "resolved"),
+    [
+        ("fast", {}, (5, 0.5, 2, 1.5)),
+        ("fast", {"num_inference_steps": 5, "guidance_scale": 1.5}, (5, 0.5, 2, 1.5)),
+        ("fast", {"num_inference_steps": 4}, (4, None, None, 1.5)),
+        ("fast", {"eta": 0.0, "guidance_scale": 1}, (5, 0.0, None, 1)),
+        ("fast", {"sampler": "ddpm"}, (5, None, None, 1.5)),
+        ("fast", {"sampler": "sde-dpmsolver++", "num_inference_steps": 4}, (4, 1.0, 2, 1.5)),
+        ("fast", {"sampler": "unipc"}, (5, None, None, 1.5)),
+        ("model", {}, (20, None, None, 1.0)),
+        ("stock", {}, (20, None, None, 1.0)),
+    ],
+)
+def test_how_samples_are_drawn_is_the_models_own_way_and_written_down(home, model, given, resolved):
+    asked = {"num_inference_steps": None, "metrics": ["memorization"]} | given
+    measured = Evaluation(str(home / model), EvaluationConfig(**options(home, **asked)))
+    settings = measured._settings()
+    assert tuple(settings[name] for name in evaluation.SAMPLING) == resolved
+    if "sampler" not in given:
+        generators = [torch.Generator().manual_seed(evaluation.sample_key(0, i)) for i in range(20)]
+        labels = measured.test.labels[measured.subset] if measured.pipeline.takes else None
+        words = {name: value for name, value in given.items() if name != "sampler"}
+        own = hub.load(str(home / model))(
+            20, generators, class_labels=labels, output_type="pt", autocast=False, **words
+        ).images
+        assert (unit_to_uint8(own).int() - samples(measured).int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("mixed_precision", ["bf16", None])
@@ -184,26 +201,28 @@ def test_bf16_is_near_to_float32(home, one_rank, mixed_precision, monkeypatch):
     assert half["settings"]["mixed_precision"] == "bf16"
     figures = [result["metrics"]["bits_per_dim"] for result in (half, one_rank[0])]
     assert figures[0] != figures[1] and figures[0] == pytest.approx(figures[1], rel=1e-2)
-    difference = (drawn["samples"].int() - one_rank[1]["samples"].int()).abs()
+    difference = torch.cat([drawn["samples"][i].int() - one_rank[1]["samples"][i].int() for i in "012"]).abs()
     assert 0 < difference.max() and difference.float().mean() < 2
 
 
-def test_a_bound_that_was_cut_off_goes_on(home, one_rank, monkeypatch, tmp_path):
-    config = EvaluationConfig(**options(home, metrics=["bpd"], cache_dir=str(tmp_path)))
-    real, calls = evaluation.variational_bound, []
+@pytest.mark.parametrize("phase", ["bpd", "samples"])
+def test_an_evaluation_that_was_cut_off_goes_on(home, one_rank, monkeypatch, tmp_path, phase):
+    config = EvaluationConfig(**options(home, metrics=["bpd", "fid"], cache_dir=str(tmp_path)))
+    owner, name = (evaluation, "variational_bound") if phase == "bpd" else (DDPMImagePipeline, "__call__")
+    real, calls = getattr(owner, name), []
 
-    def cut_off_in_the_third_batch(*arguments):
+    def cut_off_in_the_third_batch(*arguments, **options):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return real(*arguments)
+        return real(*arguments, **options)
 
-    monkeypatch.setattr(evaluation, "variational_bound", cut_off_in_the_third_batch)
+    monkeypatch.setattr(owner, name, cut_off_in_the_third_batch)
     with pytest.raises(KeyboardInterrupt):
         evaluate(str(home / "model"), config)
     result, _ = evaluate(str(home / "model"), config)
     assert len(calls) == 3 + 2  # 20 images in batches of 6: the first two were kept
-    assert result["details"]["bits_per_dim"] == one_rank[0]["details"]["bits_per_dim"]
+    assert result["metrics"] == {name: one_rank[0]["metrics"][name] for name in ("bits_per_dim", "fid")}
     bound = result["details"]["bits_per_dim"]
     assert bound["prior"] + np.dot(bound["weights"], bound["per_timestep"]) == pytest.approx(bound["bits_per_dim"])
 
@@ -215,38 +234,41 @@ def test_what_a_result_depends_on_names_its_file(monkeypatch):
     assert len(set(paths)) == 4 and {path.parent for path in paths} == {Path("cache")}
 
 
-def test_real_images_are_measured_once(home, one_rank, monkeypatch):
+def test_real_images_are_measured_once(home, one_rank):
     again = Evaluation(str(home / "model"), EvaluationConfig(**options(home, metrics=["fid", "memorization"])))
 
-    def never(*_):
+    def never(_):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(again, "_over_batches", never)
+    again.measures = {name: measure._replace(function=never) for name, measure in again.measures.items()}
     real = again.real_images()
-    assert real["train"]["features"].shape == (70, 12) and real["test"]["distances"].shape == (40,)
+    assert real["classifier"].train["features"].shape == (70, 12) and real["neighbors"].test["distances"].shape == (
+        40,
+    )
 
 
-def test_real_images_as_samples_reach_the_floor(home, monkeypatch):
+def test_real_images_as_samples_reach_the_floor(home, monkeypatch, tmp_path):
     """A "model" that answers with the floor's own test images is given the floor's figures: both take one path."""
-    config = EvaluationConfig(**options(home, metrics=["fid", "kid", "precision_recall", "accuracy", "memorization"]))
-    perfect = Evaluation(str(home / "model"), config)
+    metrics = ["fid", "kid", "precision_recall", "accuracy", "memorization"]
+    perfect = Evaluation(
+        str(home / "model"), EvaluationConfig(**options(home, metrics=metrics, cache_dir=str(tmp_path)))
+    )
+    drawn = [int(i) for i in perfect.subset]
 
-    def draw(batch_size, generator, output_type, class_labels, **_):
+    def draw(self, batch_size, generator, output_type, class_labels, **_):
         indices = [drawn.pop(0) for _ in range(batch_size)]
         assert perfect.test.labels[indices].tolist() == class_labels.tolist()
-        images = perfect.test[[int(i) for i in indices]]["x_0"] / 2 + 0.5
-        return type("Output", (), {"images": images})
+        return SimpleNamespace(images=perfect.test[indices]["x_0"] / 2 + 0.5)
 
-    draw.unet = perfect.pipeline.unet
-    drawn = [int(i) for seed in config.seeds for i in perfect.subset(seed)]
-    monkeypatch.setattr(perfect, "pipeline", draw)
+    monkeypatch.setattr(DDPMImagePipeline, "__call__", draw)
     result, _ = perfect.run()
     assert result["metrics"] == pytest.approx(result["floors"], rel=1e-5, abs=1e-9)
+    assert result["details"]["accuracy_of_class"] == result["details"]["floor_of_accuracy_of_class"]
 
 
 def test_a_stock_pipeline_is_measured_as_it_is(home):
-    result, _ = evaluate(str(home / "stock"), EvaluationConfig(**options(home, seeds=[3], bpd_timesteps=0)))
-    assert "accuracy" not in result["metrics"] and not result["spreads"].keys() - {"bits_per_dim"}
+    result, _ = evaluate(str(home / "stock"), EvaluationConfig(**options(home, seed=3, bpd_timesteps=0)))
+    assert "accuracy" not in result["metrics"] and not result["unavailable"]
     assert len(result["details"]["bits_per_dim"]["per_timestep"]) == 20  # exact: all of the chain
 
 
@@ -263,7 +285,7 @@ def test_a_colour_pipeline_of_google_is_measured(home, tmp_path):
     DDPMPipeline(unet, DDPMScheduler(**CHAIN, variance_type="fixed_large")).save_pretrained(tmp_path / "google")
     changes = {"dataset": str(tmp_path / "data"), "num_images": 10, "metrics": ["bpd", "memorization"]}
     result, drawn = evaluate(str(tmp_path / "google"), EvaluationConfig(**options(home, **changes)))
-    assert np.isfinite(list(result["metrics"].values())).all() and drawn["samples"].shape == (10, 3, 8, 8)
+    assert np.isfinite(list(result["metrics"].values())).all() and drawn["samples"][""].shape == (10, 3, 8, 8)
     report.save_report(tmp_path / "report.png", result, drawn)
     assert Image.open(tmp_path / "report.png").width > 1000
 
@@ -276,7 +298,9 @@ def test_a_model_with_learned_variance_is_measured(home):
 @pytest.mark.parametrize("model", ["model", "learned"])
 def test_sweep_measures_every_sampler(home, tmp_path, model):
     config = EvaluationConfig(
-        **options(home, sweep=True, sweep_points=["ddpm:20", *[f"{name}:4" for name in SAMPLERS if name != "ddpm"]])
+        **options(
+            home, num_inference_steps=None, sweep=["ddpm:20", *[f"{name}:4" for name in SAMPLERS if name != "ddpm"]]
+        )
     )
     result, _ = evaluate(str(home / model), config)
     assert [point["sampler"] for point in result["sweep"]] == list(SAMPLERS)
@@ -298,7 +322,8 @@ def script(monkeypatch, tmp_path):
     def call(model, output=tmp_path / "metrics.json", **values):
         argv = ["evaluate.py", str(model), "--output", str(output)]
         for name, value in values.items():
-            argv += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+            if value is not None:
+                argv += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
         return repeat(argv)
 
     def repeat(argv):
@@ -309,17 +334,17 @@ def script(monkeypatch, tmp_path):
     return call
 
 
-def test_a_metric_that_cannot_be_had_is_named_and_the_rest_is_computed(home, script, monkeypatch, tmp_path, capsys):
-    def no_network(*_):
-        raise RuntimeError("Inception is not to be had here (no network)")
-
-    monkeypatch.setattr(evaluation, "inception_measure", no_network)
-    metrics = ["fid_inception", "memorization", "accuracy"]
-    code = script(home / "model", **options(home, metrics=metrics, classifier=str(home / "nowhere")))
+def test_a_default_metric_that_is_unavailable_is_named_and_the_rest_is_computed(
+    home, script, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(evaluation, "CLASSIFIER", home / "nowhere")
+    values = options(home, bpd_timesteps=2)
+    del values["classifier"]
+    assert script(home / "model", **values) == 3
     result = json.loads((tmp_path / "metrics.json").read_text())
-    assert code == 3 and set(result["metrics"]) == {"nearest_distance", "memorized_share"}
-    assert set(result["unavailable"]) == {"fid_inception", "accuracy"}
-    assert "fid_inception: not measured: Inception is not to be had here (no network)" in capsys.readouterr().out
+    assert set(result["metrics"]) == {"bits_per_dim", "nearest_distance", "memorized_share"}
+    assert set(result["unavailable"]) == {"fid", "kid", "precision_recall", "accuracy"}
+    assert "fid: not measured: classifier=" in capsys.readouterr().out
 
 
 def test_the_card_of_a_saved_model_tells_its_figures(home, script, tmp_path):
@@ -331,7 +356,7 @@ def test_the_card_of_a_saved_model_tells_its_figures(home, script, tmp_path):
     assert re.search(rf"\| bits_per_dim \| {result['metrics']['bits_per_dim']:.4g} \| none \| [\d.]+ \|\n", card)
     assert "name: fid, features of classifier" in card and "name: bits_per_dim\n" in card
     assert "      name: data\n      type: data\n" in card and "datasets:\n- ylecun/mnist\n" in card
-    assert "20 images for each of the seeds 0, 1, drawn with\nddpm in 3 steps" in card
+    assert "20 samples of seed 0, drawn in 3 steps" in card
     assert "Bits/dim are the bound of 20 test images, with\n4 timesteps of each, an estimate of the sum." in card
     assert "`python evaluate.py mine --output metrics.json" in card and str(home) not in card + json.dumps(result)
     assert (model / "report.png").exists() and hub.load(str(model)).unet is not None
@@ -341,22 +366,23 @@ def test_the_card_of_a_saved_model_tells_its_figures(home, script, tmp_path):
     assert re.search(
         r"\| metric \| value \| spread \|\n\|---\|---\|---\|\n\| bits_per_dim \| [\d.]+ \| [\d.]+ \|\n\n", card
     )
-    assert "for each of the seeds" not in card and "guidance scale" not in card
+    assert "samples of seed" not in card
     before = (model / "metrics.json").read_text()
     with pytest.raises(SystemExit, match="2"):
-        script(model, model / "metrics.json", **options(home), sweep=True)
+        script(model, model / "metrics.json", **options(home, num_inference_steps=None), sweep="ddim:4")
     assert (model / "metrics.json").read_text() == before
 
 
 def test_the_command_repeats_the_measurement_under_another_launcher(home, script, tmp_path, monkeypatch):
-    values = options(home, metrics=["memorization"], seeds=0, num_images=6)
-    del values["mixed_precision"]
+    values = options(home, metrics=["memorization"], num_images=10)
+    del values["mixed_precision"], values["num_inference_steps"]
     monkeypatch.setattr("ddpm_hf.hardware.has_bfloat16", lambda device: True)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert script(home / "model", **values) == 0
+    assert script(home / "fast", **values) == 0
     first = json.loads((tmp_path / "metrics.json").read_text())
     program, launch, *argv = shlex.split(first["command"])
     assert (program, launch, first["settings"]["mixed_precision"]) == ("accelerate", "launch", "bf16")
+    assert "--num_inference_steps 5 --eta 0.5 --solver_order 2 --guidance_scale 1.5" in first["command"]
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # of a launch without a config
     script.repeat(argv)
     again = json.loads((tmp_path / "metrics.json").read_text())
@@ -369,7 +395,9 @@ def test_the_command_repeats_the_measurement_under_another_launcher(home, script
         ("evaluate.py", ["./nowhere"], 2),
         ("sample.py", ["./nowhere"], 2),
         ("train.py", ["--dataset", "./nowhere", "--output_dir", "nowhere"], 2),
-        ("train_classifier.py", ["--dataset", "./nowhere"], 2),
+        ("train_classifier.py", ["--dataset", "./nowhere", "--output", "classifier"], 2),
+        ("train_classifier.py", ["--dataset", "nowhere", "--output", "classifier", "--num_epochs", "0"], 2),
+        ("train_classifier.py", ["--dataset", "nowhere", "--output", "classifier", "--image_size", "8", "8", "8"], 2),
         ("train.py", [], 1),
     ],
 )
@@ -384,7 +412,7 @@ def test_scripts_tell_errors_in_one_way(name, arguments, code, monkeypatch, tmp_
     with pytest.raises(SystemExit) as exit:
         runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
     told = capsys.readouterr().err.splitlines()[-1]
-    assert exit.value.code == code and re.match("error: .*(nowhere|not a number)", told), told
+    assert exit.value.code == code and re.match("error: .*(nowhere|not a number|num_epochs=0|image_size=)", told), told
 
 
 def test_the_classifier_learns_the_splits_and_columns_that_it_is_given(monkeypatch, capsys):
@@ -401,12 +429,44 @@ def test_the_classifier_learns_the_splits_and_columns_that_it_is_given(monkeypat
         ([], ["train", "test"], [None] * 2),
         (arguments, ["fit", "held_out"], ["photo", "kind"]),
     ):
-        monkeypatch.setattr(sys, "argv", ["train_classifier.py", "--dataset", "mine", *given])
+        monkeypatch.setattr(sys, "argv", ["train_classifier.py", "--output", "here", "--dataset", "mine", *given])
         with pytest.raises(SystemExit, match="2"):
             runpy.run_path(str(ROOT / "scripts" / "train_classifier.py"), run_name="__main__")
-        assert capsys.readouterr().err.splitlines()[-1] == "error: dataset='mine' has no class labels to learn."
+        assert capsys.readouterr().err.splitlines()[-1].startswith("error: dataset='mine' has the classes None: two")
         assert [options["split"] for options in loaded[-2:]] == splits
         assert all([options["image_column"], options["label_column"]] == columns for options in loaded[-2:])
+
+
+@pytest.mark.parametrize(("names", "size"), [("abcdefghijkl", [12]), ("ab", [8, 12])])
+def test_a_classifier_of_colour_images_of_any_size_and_number_of_classes_measures_them(
+    monkeypatch, tmp_path, names, size
+):
+    height, width = (size * 2)[:2]
+    for split, n in (("train", 48), ("test", 24)):
+        for i in range(n):
+            path = tmp_path / "data" / split / names[i % len(names)] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(i).integers(0, 256, (height, width, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(path)
+    arguments = {"dataset": tmp_path / "data", "output": tmp_path / "classifier", "num_channels": 3, "num_epochs": 1}
+    argv = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
+    monkeypatch.setattr(sys, "argv", ["train_classifier.py", *argv, "--image_size", *map(str, size)])
+    runpy.run_path(str(ROOT / "scripts" / "train_classifier.py"), run_name="__main__")
+    train = load_image_dataset(str(tmp_path / "data"), num_channels=3, image_size=(height, width))
+    measure = measures.load_classifier(str(tmp_path / "classifier"), train, torch.device("cpu"))
+    seen = measure.function(measures.pixels(train, range(5)))
+    assert seen["features"].shape == (5, measure.num_features) and seen["logits"].shape == (5, len(names))
+    assert measure.class_names == train.class_names == list(names)
+    assert f"{len(names)} classes" in (tmp_path / "classifier" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["evaluate.py", "train_classifier.py"])
+def test_a_missing_package_is_one_line_with_the_way_to_install_it(name):
+    hide = "import sys; sys.modules['torchmetrics'] = None; import runpy; runpy.run_path(sys.argv[1], run_name='__main__')"
+    command = [sys.executable, "-c", hide, str(ROOT / "scripts" / name)]
+    run = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert run.returncode == 1 and run.stderr.splitlines()[-1].startswith("error: No module"), run.stderr
+    assert run.stderr.splitlines()[-1].endswith('pip install -e ".[eval]"') and "Traceback" not in run.stderr
 
 
 def test_samples_are_drawn_on_any_accelerator(home, monkeypatch):
@@ -424,20 +484,39 @@ def test_samples_are_drawn_on_any_accelerator(home, monkeypatch):
     ("model", "changes", "message"),
     [
         ("model", {"metrics": ["fid", "is"]}, r"metrics has \['is'\]: choose from \['bpd', 'fid'"),
-        ("model", {"num_images": 12, "metrics": ["fid"]}, "num_images=12 is too small for FID.* from 13 images on"),
+        ("model", {"num_images": 12, "metrics": ["fid"]}, "num_images=12 is too small: .* from 13 images on"),
         ("model", {"num_images": 41}, "num_images=41: the 'test' split has 40 images"),
-        ("model", {"num_images": 1}, "num_images=1 must be at least 2"),
-        ("model", {"seeds": [1, 1]}, r"seeds=\[1, 1\]: give one or more different numbers"),
+        ("model", {"num_images": 9}, "num_images=9 must be at least 10"),
+        ("model", {"seed": -1}, "seed=-1 must be at least 0"),
         ("model", {"sampler": "euler"}, "sampler='euler': choose from"),
         ("model", {"mixed_precision": "fp8"}, "mixed_precision='fp8': choose from"),
         ("model", {"mixed_precision": "fp16"}, "mixed_precision='fp16' needs a GPU"),
         ("model", {"bpd_timesteps": 21, "metrics": ["bpd"]}, "num_timesteps=21: choose 2 .* to 20"),
-        ("model", {"sweep": True, "sweep_points": ["ddim"]}, "sweep_points has 'ddim': give SAMPLER:STEPS"),
-        ("model", {"sweep": True, "sweep_points": ["ddim:21"]}, "21 steps: model=.* has 1 to 20"),
-        ("model", {"num_inference_steps": -1}, "-1 steps: model=.* has 1 to 20"),
+        (
+            "model",
+            {"sweep": ["ddim:4"], "eta": 0.5},
+            r"sweep: each point .* leave out \['num_inference_steps', 'eta'\]",
+        ),
+        ("model", {"sweep": ["ddim"], "num_inference_steps": None}, "sweep has 'ddim': give SAMPLER:STEPS"),
+        (
+            "model",
+            {"sweep": ["ddim:4", "ddim:21"], "num_inference_steps": None},
+            "num_inference_steps=21: the model's chain has 20",
+        ),
+        ("model", {"num_inference_steps": -1}, "num_inference_steps=-1 must be .* at least 1"),
+        ("model", {"eta": 1.5}, "eta=1.5 must be from 0 to 1"),
+        ("model", {"eta": "nan"}, "eta=nan must be from 0 to 1"),
+        ("model", {"guidance_scale": "nan"}, "guidance_scale=nan must be a number of at least 0"),
+        ("model", {"sampler": "unipc", "solver_order": 2}, "solver_order=2: UniPCMultistepScheduler takes none"),
+        (
+            "model",
+            {"metrics": ["fid"], "classifier": "./no"},
+            "fid cannot be measured: classifier='./no' cannot be loaded",
+        ),
+        ("model", {"classifier": "./no"}, "classifier='./no' cannot be loaded"),
         ("stock", {"metrics": ["accuracy"]}, "metrics has 'accuracy', but model=.*stock' takes no class labels"),
-        ("stock", {"guidance_scale": 2.0}, "guidance_scale=2.0, but model=.* takes no class labels"),
-        ("stock", {"sweep": True, "sweep_points": ["ddim:4"], "classifier": "./no"}, "sweep: FID cannot be had"),
+        ("stock", {"guidance_scale": 2.0}, "guidance_scale=2.0 needs class_labels"),
+        ("stock", {"sweep": ["ddim:4"], "num_inference_steps": None, "classifier": "./no"}, "fid cannot be measured"),
         ("nowhere", {}, "nowhere"),
         ("model", {"output": "/"}, "output='/' is a folder"),
         ("model", {"output": "/dev/null/metrics.json"}, "/dev/null"),
@@ -477,18 +556,18 @@ def test_a_model_of_other_classes_is_refused(home, tmp_path, names, num_class_em
     with pytest.raises(ValueError, match=message) if message else nullcontext():
         Evaluation(str(tmp_path), config)
     if not names and not message:
-        with pytest.raises(ValueError, match=r"guidance_scale=2.0, but model=.* has no null label"):
+        with pytest.raises(ValueError, match=r"guidance_scale=2.0: this model has no null label"):
             Evaluation(str(tmp_path), replace(config, guidance_scale=2.0))
 
 
 def test_a_model_is_measured_on_what_it_was_trained_on(home, script, remote, tmp_path, monkeypatch, capsys):
-    values = options(home, metrics=["memorization"], seeds=0)
+    values = options(home, metrics=["memorization"])
     del values["dataset"]
     trained = {"dataset": str(home / "data")}  # of which everybody is shown "data"
     run = hub.save(hub.load(str(home / "model")), tmp_path / "run", train_config=trained)
     with pytest.raises(SystemExit, match="2"):
         script(run, **values)
-    assert "the model was trained on 'data', which is no folder here and no whole Hub id" in capsys.readouterr().err
+    assert "the model was trained on 'data', which is no folder here and no Hub id" in capsys.readouterr().err
     (run / "run.yaml").write_text(yaml.safe_dump(trained))
     assert script(run, **values) == 0
     assert json.loads((tmp_path / "metrics.json").read_text())["settings"]["dataset"] == str(home / "data")
@@ -496,13 +575,13 @@ def test_a_model_is_measured_on_what_it_was_trained_on(home, script, remote, tmp
     monkeypatch.chdir(home)
     hub.push(run, "alice/trained", revision="of-data")
     for model, revision in ((str(run), None), ("alice/trained", "of-data")):
-        config = EvaluationConfig(**values | {"seeds": [0]}, revision=revision)
+        config = EvaluationConfig(**values, revision=revision)
         assert Evaluation(model, config).config.dataset == "data"
 
 
 def test_the_data_set_that_is_taken(tmp_path, caplog):
     assert EvaluationConfig().with_data_of(tmp_path).dataset == "zalando-datasets/fashion_mnist"
-    assert "does not tell what it was trained on: dataset='zalando-datasets/fashion_mnist' is taken" in caplog.text
+    assert "does not say what it was trained on: dataset='zalando-datasets/fashion_mnist' is taken" in caplog.text
     trained = {"dataset": "uoft-cs/cifar100", "image_column": None, "label_column": "coarse_label"}
     (tmp_path / "training_config.yaml").write_text(yaml.safe_dump(trained))
     for given, taken in (
@@ -515,14 +594,11 @@ def test_the_data_set_that_is_taken(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(("config", "missing"), [(ResNetConfig, "image_size"), (MobileNetV2Config, "hidden_sizes")])
-def test_a_classifier_that_does_not_tell_its_sizes_leaves_its_metrics_out(
-    home, tmp_path, monkeypatch, config, missing
-):
+def test_a_classifier_that_does_not_tell_its_sizes_is_refused(home, monkeypatch, config, missing):
     classifier = SimpleNamespace(config=config(num_channels=1), to=lambda device: classifier, eval=lambda: classifier)
     monkeypatch.setattr(measures.AutoModelForImageClassification, "from_pretrained", lambda path: classifier)
-    found = Evaluation(str(home / "model"), EvaluationConfig(**options(home, metrics=["fid", "memorization"])))
-    assert found.metrics == ["memorization"]
-    assert found.unavailable == {"fid": f"classifier={str(home / 'classifier')!r} has no {missing} in its config"}
+    with pytest.raises(ValueError, match=f"classifier=.* has no {missing} in its config"):
+        Evaluation(str(home / "model"), EvaluationConfig(**options(home, metrics=["fid", "memorization"])))
 
 
 def test_replaced_images_are_measured_anew(home, tmp_path):
@@ -535,7 +611,7 @@ def test_replaced_images_are_measured_anew(home, tmp_path):
     for seen in (images, np.where(np.arange(400)[:, None, None] < 256, images, images // 4)):
         write_idx(folder / "train-images-idx3-ubyte.gz", seen)
         write_idx(folder / "t10k-images-idx3-ubyte.gz", 255 - seen)
-        changes = {"dataset": str(folder), "cache_dir": str(tmp_path / "cache"), "seeds": [0], "batch_size": 200}
+        changes = {"dataset": str(folder), "cache_dir": str(tmp_path / "cache"), "batch_size": 200}
         changes["metrics"] = ["bpd", "fid", "memorization"]
         found.append(evaluate(str(home / "model"), EvaluationConfig(**options(home, **changes)))[0])
     fingerprints = [result["settings"]["data"]["train"]["fingerprint"] for result in found]
@@ -548,13 +624,15 @@ def test_a_classifier_of_other_classes_leaves_accuracy_out(home, tmp_path):
     classifier = ResNetForImageClassification.from_pretrained(home / "classifier")
     classifier.config.id2label = dict(enumerate("xyz"))
     classifier.save_pretrained(tmp_path)
-    config = EvaluationConfig(**options(home, metrics=["accuracy", "fid"], classifier=str(tmp_path)))
+    config = EvaluationConfig(**options(home, classifier=str(tmp_path)))
     found = Evaluation(str(home / "model"), config)
-    assert found.metrics == ["fid"] and "the classifier knows ['x', 'y', 'z']" in found.unavailable["accuracy"]
+    assert "fid" in found.metrics and "accuracy" not in found.metrics
+    assert "the classifier knows ['x', 'y', 'z']" in found.unavailable["accuracy"]
+    with pytest.raises(ValueError, match="accuracy cannot be measured: the classifier knows"):
+        Evaluation(str(home / "model"), replace(config, metrics=["accuracy"]))
 
 
-def test_tile_lays_images_out_in_reading_order():
-    images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 2, 2)
-    picture = report.tile(images, 3)
-    assert picture.shape == (4, 6, 3)
-    assert picture[::2, ::2, 0].tolist() == [[0, 1, 2], [3, 4, 255]]
+def test_pairs_in_the_report_are_set_apart():
+    pair = torch.arange(2, dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 1, 14, 14)
+    joined = np.asarray(report._join(pair))
+    assert joined.shape == (14, 30) and joined[3].tolist() == [0] * 14 + [1] * 14 + [255] * 2

