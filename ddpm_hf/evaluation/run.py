@@ -112,7 +112,7 @@ class Evaluation:
         options: dict[str, Any] = {name: getattr(config, name) for name in DATA_OPTIONS}
         options |= {"conditions": ("captions",) if is_text else ("class_labels",)}
         options |= {"num_channels": unet.in_channels, "image_size": unet.sample_size}
-        data = load_image_dataset(config.dataset, split=split, **options)
+        data: Any = load_image_dataset(config.dataset, split=split, **options)
         if is_text:
             data.embed_captions(self.pipeline.embed_prompts, fingerprint(self.pipeline.text_encoder))
         return data
