@@ -107,11 +107,13 @@ def reason(error: BaseException) -> str:
         return "it has no such revision."
     if isinstance(error, hub_errors.RepositoryNotFoundError):
         return f"the Hub shows no such repo to this token. Check the name; for a private one {LOG_IN}"
-    status = error.response.status_code if isinstance(error, hub_errors.HfHubHTTPError) else None
-    return REFUSALS.get(status) or one_line(error)
+    if isinstance(error, hub_errors.HfHubHTTPError):
+        status = error.response.status_code
+        return REFUSALS.get(status) or one_line(f"the Hub answered {status}: {error.server_message}")
+    return one_line(error)
 
 
-def one_line(error: BaseException) -> str:
-    """The message of an error, at most 300 characters, with a full stop."""
-    text = (" ".join(str(error).split()) or repr(error))[:300]
+def one_line(message: object) -> str:
+    """An error or its message in one line of at most 300 characters, with a full stop."""
+    text = (" ".join(str(message).split()) or repr(message))[:300]
     return text if text.endswith(".") else f"{text}."

@@ -50,13 +50,15 @@ def list_variants(folder: Path) -> list[str | None]:
 
 
 def copy_files(folder: Path, target: Path, names: Iterable[str]) -> None:
-    """ValueError for a link that leads out of the folder; a snapshot in the Hub's cache has its files in blobs/."""
+    """Copy files of a folder; the code of a model is this package's own, whatever lies there. ValueError for a link that leads out of the
+    folder (a snapshot in the Hub's cache has its files in blobs/)."""
     places = (folder.resolve(), folder.resolve().parent.parent / "blobs")
     for name in names:
-        if not any((folder / name).resolve().is_relative_to(place) for place in places):
-            raise ValueError(f"{folder / name} is a link that leads out of {folder}: put the file itself there.")
+        path = Path(__file__).parents[1] / Path(name).name if name in CODE else folder / name
+        if name not in CODE and not any(path.resolve().is_relative_to(place) for place in places):
+            raise ValueError(f"{path} is a link that leads out of {folder}: put the file itself there.")
         (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / name, target / name)
+        shutil.copyfile(path, target / name)
 
 
 def refuse_tokens(folder: Path, token: str | None) -> None:

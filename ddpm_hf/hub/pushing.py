@@ -3,7 +3,6 @@
 A pushed model has a second branch, `stock`: the same weights under diffusers' own classes, for those who may not run remote code.
 """
 
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -81,9 +80,7 @@ def push_space(folder, repo_id: str, model_id: str, *, private: bool = False, to
         raise ValueError(f"folder={str(folder)!r} is no Space: it has no app.py.")
     with tempfile.TemporaryDirectory() as temporary:
         stage = Path(temporary)
-        copy_files(folder, stage, set(names) - set(CODE))
-        for name in set(names) & set(CODE):  # a link to this package's own
-            shutil.copyfile(Path(__file__).parents[1] / name, stage / name)
+        copy_files(folder, stage, names)
         refuse_tokens(stage, token or get_token())
         if "README.md" in names:
             card = SpaceCard.load(stage / "README.md")
@@ -103,11 +100,9 @@ def _stage(folder: Path, stage: Path, token):
     ] or [load(folder)]
     if not (folder / "unet").is_dir():
         raise ValueError(f"folder={str(folder)!r} has all in its root: `save` it to another folder and push that.")
-    copy_files(folder, stage, set(list_files(folder)) - set(CODE))
     named = {part[0] for part in read_json(folder / "model_index.json").values() if isinstance(part, list)}
-    for name in CODE:
-        if Path(name).stem in named:
-            shutil.copyfile(Path(__file__).parents[1] / Path(name).name, stage / name)
+    code = {name for name in CODE if Path(name).stem in named}
+    copy_files(folder, stage, (set(list_files(folder)) - set(CODE)) | code)
     card_on_hub(pipeline, stage, folder.name, branch="main", stock=False)  # its errors come before the network's
     refuse_tokens(stage, token or get_token())
     return pipeline

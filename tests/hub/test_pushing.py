@@ -79,10 +79,11 @@ def test_a_fault_that_stays(remote, saved, no_waiting, where, how, left):
     before = tree(saved)
     remote.fail(*where, how, ALL)
     with pytest.raises(
-        hub.HubError, match="Could not push .* to alice/tiny: .*The same push again finishes it"
+        hub.HubError, match="Could not push .* to alice/tiny.*: .*The same push again finishes it"
     ) as error:
         hub.push(saved, "alice/tiny")
     assert "\n" not in str(error.value)
+    assert ("its branch 'stock' has this model already" in str(error.value)) is (left.get("stock") == 2)
     assert commits(remote) == left and tree(saved) == before
     assert sum(no_waiting) < 150
     remote.faults.clear()
