@@ -102,8 +102,8 @@ if __name__ == "__main__":
             answers = draw(pipe, given | options, count)
             results[name][way] = score(answers, asked=asked)
             print(name, way, results[name][way], flush=True)
+            Path(__file__).with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
         rows[f"drawn{' ' * len(rows)}"] = answers[:10]
-        Path(__file__).with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
         grid = labelled_grid({name: list(map(Image.fromarray, row)) for name, row in rows.items()})
         grid.save(ROOT / "docs" / "image_conditioning.png")
     strips = {}
