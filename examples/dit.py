@@ -17,7 +17,7 @@ from ddpm_hf.images import labelled_grid
 from ddpm_hf.training import PRESETS, Preset, train
 from ddpm_hf.training.config import parse_args
 
-PRESETS["dit"] = Preset(
+DIT = Preset(
     network=DiTTransformer2DModel,
     unet=dict(  # 1.4 M parameters; label 10 is its null
         sample_size=28,
@@ -43,6 +43,7 @@ PRESETS["dit"] = Preset(
 
 
 def main(arguments: list[str]) -> Path:
+    PRESETS["dit"] = DIT
     folder = train(parse_args(["--preset", "dit", *arguments]))
     pipe = DDPMImagePipeline.from_pretrained(folder)
     images = pipe(class_labels=list(range(10)), generator=torch.Generator().manual_seed(0)).images

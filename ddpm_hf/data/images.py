@@ -232,7 +232,7 @@ class ImageDataset(torch.utils.data.Dataset):
             if self._embeddings is None:
                 batch["prompt"] = prompt
             else:
-                batch["prompt_embeds"] = torch.stack([self._embeddings[text] for text in prompt]).float()
+                batch["prompt_embeds"] = torch.stack([self._embeddings[text].float() for text in prompt])
         return batch
 
     def embed_captions(self, encode: Callable[[list[str]], torch.Tensor], encoder: str, cache_dir: str | None = None):
