@@ -98,7 +98,7 @@ def train_rank(folder: Path, environ: dict, rank: int, interrupt, dropout: float
         objective = make_objective(*options)
 
         def seeing(denoise, scheduler, x_0, t, noise, condition):
-            seen.append((x_0, t, noise, condition["class_labels"]))
+            seen.append((x_0, t, noise, *condition.values()))
             return objective(denoise, scheduler, x_0, t, noise, condition)
 
         return seeing
