@@ -62,6 +62,8 @@ def load_image_dataset(
 ) -> ImageDataset | StreamedImages:
     """Load `dataset`: a Hub id; a folder or zip of images; a folder of tables (parquet, arrow, tar), of `save_to_disk`, of IDX files.
 
+    `folders` has the rules for folders; a Hub id has the splits and labels that `datasets` and the Hub's viewer give it.
+
     Args:
         num_channels, image_size: 1 is grey, 3 is RGB; (H, W), or one int for a square.
         split: "train", "test" (by the rule above), or the name of another split.
@@ -138,14 +140,13 @@ def _load_from_hub(dataset: str, cache_dir, token, streaming) -> dict:
         # The client would retry for half a minute; offline it goes to its cache at once.
         datasets.config.HF_HUB_OFFLINE = offline or not _hub_answers(dataset)
         return dict(datasets.load_dataset(dataset, cache_dir=cache_dir, token=token, streaming=streaming))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"dataset={dataset!r}: no folder, nor a Hub id: {str(error).splitlines()[0]}"
-        ) from error
-    except OSError as error:
-        raise ConnectionError(f"the Hub cannot be reached ({type(error).__name__})") from error
-    except (ValueError, datasets.exceptions.DatasetBuildError) as error:
-        raise ValueError(f"dataset={dataset!r}: {str(error.__cause__ or error).splitlines()[0]}") from error
+    except Exception as error:  # what the HTTP library and pyarrow raise, too
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        if isinstance(error, FileNotFoundError):
+            raise FileNotFoundError(f"dataset={dataset!r}: no folder, nor a Hub id: {reason}") from error
+        if isinstance(error, OSError):
+            raise ConnectionError(f"the Hub cannot be reached ({type(error).__name__}: {reason})") from error
+        raise ValueError(f"dataset={dataset!r}: {reason}") from error
     finally:
         datasets.config.HF_HUB_OFFLINE = offline
 

@@ -338,6 +338,27 @@ def test_wrong_hub_id_says_so_and_never_falls_back(monkeypatch):
     server.shutdown()
 
 
+@pytest.mark.parametrize(
+    ("raised", "error", "message"),
+    [
+        (RuntimeError("peer closed\nconnection"), ValueError, "dataset='me/set': peer closed connection"),
+        (
+            PermissionError(13, "denied", "/cache"),
+            FileNotFoundError,
+            "Hub cannot be reached .PermissionError: .*denied",
+        ),
+    ],
+)
+def test_whatever_a_download_raises_is_one_line(monkeypatch, raised, error, message):
+    def load_dataset(*args, **kwargs):
+        raise raised
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(error, match=message) as caught:
+        load_image_dataset("me/set", **GRAY)
+    assert "\n" not in str(caught.value)
+
+
 # ---------------------------------------------------------------------- refusals
 
 
