@@ -631,7 +631,8 @@ def test_zero_gpu_lends_a_process_of_its_own(zero_gpu, pipe):
     borrower = re.search(r'/allow .*"pid": \["(\d+)"', lines)[1]
     assert re.search('/schedule .*"visitor"', lines) and f"moved: cuda in {borrower}" in lines
     grid = np.asarray(Image.open(png).resize((33, 16), Image.Resampling.NEAREST), int)
-    images = finish(SamplingService(pipe).submit(Parameters(("Bag",), 2, 10, "DDIM", FAST["guidance_scale"], seed=5)))[1]
+    wanted = Parameters(("Bag",), 2, 10, "DDIM", FAST["guidance_scale"], seed=5)
+    images = finish(SamplingService(pipe).submit(wanted))[1]
     assert np.abs(np.stack([grid[:, :16], grid[:, 17:]]) - np.stack(images)).max() <= 1
 
 
