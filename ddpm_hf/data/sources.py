@@ -141,7 +141,8 @@ def _load_from_hub(dataset: str, cache_dir, token, streaming) -> dict:
         datasets.config.HF_HUB_OFFLINE = offline or not _hub_answers(dataset)
         return dict(datasets.load_dataset(dataset, cache_dir=cache_dir, token=token, streaming=streaming))
     except Exception as error:  # what the HTTP library and pyarrow raise, too
-        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        told = error if isinstance(error, OSError) else error.__cause__ or error  # a failed build hides its cause
+        reason = " ".join(str(told).split())[:300]
         if isinstance(error, FileNotFoundError):
             raise FileNotFoundError(f"dataset={dataset!r}: no folder, nor a Hub id: {reason}") from error
         if isinstance(error, OSError):
