@@ -122,9 +122,11 @@ class EvaluationConfig:
         """
         if self.dataset is not None:
             return self
-        # A run's own file has the whole path of a local data set, the model's for everybody its last part.
-        files = [path for name in ("run.yaml", "training_config.yaml") if (path := folder / name).exists()]
-        trained = (yaml.safe_load(files[0].read_text()) if files else None) or {}
+        trained: dict = {}
+        # The model's file has every option, but of a local path the last part alone; the run's own has what was asked for, as it was.
+        for path in (folder / "training_config.yaml", folder / "run.yaml"):
+            options = (yaml.safe_load(path.read_text()) if path.exists() else None) or {}
+            trained |= {name: value for name, value in options.items() if value is not None}
         if (dataset := trained.get("dataset")) is None:
             dataset = FASHION_MNIST
             logging.getLogger(__name__).warning(

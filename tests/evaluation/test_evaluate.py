@@ -679,3 +679,13 @@ def test_pairs_in_the_report_are_set_apart():
     pair = torch.arange(2, dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 1, 14, 14)
     joined = np.asarray(report._join(pair))
     assert joined.shape == (14, 30) and joined[3].tolist() == [0] * 14 + [1] * 14 + [255] * 2
+
+
+@pytest.mark.parametrize("asked", ["seed: 0", "dataset: /photos/of/mine"])
+def test_the_data_that_a_run_was_trained_on(tmp_path, asked):
+    """Its preset's, which training_config.yaml has and run.yaml has not; or the folder that was asked for, with its path."""
+    (tmp_path / "training_config.yaml").write_text("dataset: uoft-cs/cifar10\nlabel_column: fine")
+    (tmp_path / "run.yaml").write_text(asked)
+    config = EvaluationConfig().with_data_of(tmp_path)
+    assert config.dataset == ("uoft-cs/cifar10" if "seed" in asked else "/photos/of/mine")
+    assert config.label_column == "fine"
