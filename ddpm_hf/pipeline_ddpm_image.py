@@ -711,7 +711,10 @@ class DDPMImagePipeline(DiffusionPipeline):
     def save_config(self, save_directory, push_to_hub: bool = False, **kwargs) -> None:
         """Write model_index.json with this very file beside it, so that the folder loads where ddpm_hf is not installed."""
         Path(save_directory).mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(__file__, Path(save_directory) / Path(__file__).name)
+        code = Path(save_directory) / Path(__file__).name
+        if code.is_symlink():  # to this file, as in the repository's checkpoints
+            code.unlink()
+        shutil.copyfile(__file__, code)
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def to_json_string(self) -> str:

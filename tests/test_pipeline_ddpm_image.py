@@ -985,3 +985,18 @@ def test_refuses_pictures_where_the_scheduler_cannot_take_them():
         euler(image=GREY, mask_image=LEFT, num_resample=2, num_inference_steps=2)
     with pytest.raises(ValueError, match="image: EDMEulerScheduler .* tells no x_0"):
         edm(image=GREY, mask_image=LEFT, num_inference_steps=2)
+
+
+def test_saving_over_a_folder_whose_code_files_are_links(tmp_path):
+    """As in checkpoints/ of the repository: the links become copies, what they lead to stays."""
+    pipe = make_pipeline()
+    pipe.save_pretrained(tmp_path)
+    links = sorted(tmp_path.rglob("*.py"))
+    for path in links:
+        source = ROOT / "ddpm_hf" / path.name
+        path.unlink()
+        path.symlink_to(source)
+    pipe.save_pretrained(tmp_path)
+    assert len(links) == 3
+    for path in links:
+        assert not path.is_symlink() and path.read_bytes() == (ROOT / "ddpm_hf" / path.name).read_bytes()
