@@ -135,8 +135,8 @@ def draw(pipe, args, values: list | None) -> tuple[list[Image.Image], list[list[
         steps = args.num_inference_steps or 50
         scale = 1.0 if args.guidance_scale is None else args.guidance_scale
         options |= {"num_inference_steps": steps, "eta": 0.0, "guidance_scale": scale}
-        start, end = (noise_of(end, pipe, steps, words) for end in args.interpolate)
-        latents = torch.cat([slerp(start, end, i / (args.num_images - 1)) for i in range(args.num_images)])
+        first, last = (noise_of(end, pipe, steps, words) for end in args.interpolate)
+        latents = torch.cat([slerp(first, last, i / (args.num_images - 1)) for i in range(args.num_images)])
     states: list[list[Image.Image]] = []  # at each step, of all images
 
     def on_step_end(pipe, i, t, tensors):
