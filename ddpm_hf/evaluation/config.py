@@ -26,7 +26,7 @@ SAMPLERS: dict[str, tuple[Any, dict]] = {  # name -> scheduler class, its words 
 DATA_OPTIONS = ("image_column", "label_column", "caption_column", "skip_undecodable")
 SAMPLING = ("num_inference_steps", "eta", "solver_order", "guidance_scale")  # options of the pipeline's call
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-MIN_IMAGES = 10  # of which half has neighbours enough for precision and recall
+MIN_IMAGES = 10  # as many as `spread` has groups
 CLASSIFIER = Path(__file__).parents[2] / "checkpoints" / "fashion-mnist-classifier"
 
 
