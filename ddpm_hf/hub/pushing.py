@@ -11,7 +11,17 @@ from huggingface_hub import CommitInfo, HfApi, SpaceCard, get_token
 
 from .card import STOCK, card_on_hub, has_stock
 from .commits import attempt, commit, create_repo, pull_request
-from .files import CODE, MODEL_FILES, SPACE_FILES, copy_files, list_files, list_variants, read_json, refuse_tokens
+from .files import (
+    CODE,
+    MODEL_FILES,
+    SPACE_FILES,
+    TEXT_WEIGHTS,
+    copy_files,
+    list_files,
+    list_variants,
+    read_json,
+    refuse_tokens,
+)
 from .models import load
 
 
@@ -103,6 +113,8 @@ def _stage(folder: Path, stage: Path, token):
     named = {part[0] for part in read_json(folder / "model_index.json").values() if isinstance(part, list)}
     code = {name for name in CODE if Path(name).stem in named}
     copy_files(folder, stage, (set(list_files(folder)) - set(CODE)) | code)
+    if pipeline.text_encoder is not None and not list_files(stage, TEXT_WEIGHTS):  # it was loaded by reference
+        pipeline.text_encoder.save_pretrained(stage / "text_encoder")
     card_on_hub(pipeline, stage, folder.name, branch="main", stock=False)  # its errors come before the network's
     refuse_tokens(stage, token or get_token())
     return pipeline

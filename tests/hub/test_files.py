@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, DiTTransformer2DModel
 from hub_fixtures import tiny_pipeline, tree
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from safetensors.torch import load_file, save_file
 
 import ddpm_hf
@@ -211,3 +211,26 @@ def test_a_text_encoder_and_its_tokenizer_go_along(remote, saved):
     hub.push(saved, "alice/tiny")
     assert {name for name in pushed(remote) if name.startswith("t") and "/" in name} == own
     assert not own & set(pushed(remote, "stock")) and tree(saved) == before
+
+
+def test_a_text_encoder_by_reference(remote, tmp_path, text_parts):
+    """A folder without the encoder's weights takes them from the model that its config names; what is pushed has them."""
+    text_parts["text_encoder"].save_pretrained(tmp_path / "bert")
+    text_parts["tokenizer"].save_pretrained(tmp_path / "bert")
+    HfApi().create_repo("alice/bert")
+    HfApi().upload_folder(repo_id="alice/bert", folder_path=tmp_path / "bert")
+    vectors = {"num_class_embeds": None, "class_embed_type": "identity", "time_embedding_dim": 16}
+    tiny = tiny_pipeline(labels=None, **vectors)
+    pipe = DDPMImagePipeline(tiny.unet, tiny.scheduler, **hub.load_text_encoder("alice/bert"))
+    folder = hub.save(pipe, tmp_path / "text")
+    weights = folder / "text_encoder" / "model.safetensors"
+    weights.unlink()
+    loaded = hub.load(folder)
+    assert torch.equal(loaded.embed_prompts(["a cat"]), pipe.embed_prompts(["a cat"]))
+    hub.push(folder, "alice/text")
+    assert "text_encoder/model.safetensors" in pushed(remote, repo_id="alice/text") and not weights.exists()
+    assert torch.equal(hub.load("alice/text").embed_prompts(["a cat"]), pipe.embed_prompts(["a cat"]))
+    config = json.loads((weights.parent / "config.json").read_text())
+    (weights.parent / "config.json").write_text(json.dumps(config | {"hub_id": None}))
+    with pytest.raises(ValueError, match="text_encoder/ has neither weights nor"):
+        hub.load(folder)

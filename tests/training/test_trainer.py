@@ -589,7 +589,7 @@ def test_a_model_of_text_trains_on_captions(tmp_path, monkeypatch, text_parts):
     vectors = {"class_embed_type": "identity", "time_embedding_dim": 16}
     preset = replace(PRESETS["tiny"], unet=PRESETS["tiny"].unet | vectors, text_encoder="tiny/bert")
     monkeypatch.setitem(PRESETS, "text", preset)
-    monkeypatch.setattr("ddpm_hf.training.start._load_text_encoder", lambda name: text_parts)
+    monkeypatch.setattr("ddpm_hf.hub.load_text_encoder", lambda name: text_parts)
     encoded, encode = [], DDPMImagePipeline.embed_prompts
     monkeypatch.setattr(
         DDPMImagePipeline, "embed_prompts", lambda pipe, texts: (encoded.append(list(texts)), encode(pipe, texts))[1]
