@@ -28,7 +28,6 @@ from .files import read_json
 logger = logging.getLogger(__name__)
 
 STOCK = "stock"  # the branch under diffusers' own classes
-TASK = "unconditional-image-generation"
 CLASSIFIER_METRICS = ("fid", "kid", "precision", "recall")
 CHECKSUM = "\n<!-- The text above is written by ddpm_hf, and renewed until somebody edits it. Checksum: {} -->\n"
 
@@ -46,13 +45,14 @@ def make_card(pipeline, folder: Path, name: str, branch: str = "main", stock: bo
         options = _read(folder / "training_config.yaml")
         figures, settings = _flat(metrics.get("metrics", metrics) or {}), metrics.get("settings") or {}
         dataset = str(options.get("dataset") or "unknown")
+        task = "text-to-image" if "prompt_embeds" in pipeline.takes else "unconditional-image-generation"
         metadata = ModelCardData(
             library_name="diffusers",
-            pipeline_tag=TASK,
-            tags=["ddpm", "diffusion", "pytorch", TASK],
+            pipeline_tag=task,
+            tags=["ddpm", "diffusion", "pytorch", task],
             datasets=[dataset] if dataset.count("/") == 1 and not Path(dataset).exists() else None,
             model_name=name,
-            eval_results=_eval_results(figures, settings, str(settings.get("dataset") or dataset)) or None,
+            eval_results=_eval_results(task, figures, settings, str(settings.get("dataset") or dataset)) or None,
         )
         about = {"name": name, "branch": branch, "pipeline": pipeline, "arguments": _arguments(pipeline)}
         about |= {"has_stock": has_stock(pipeline), "shows_stock": branch == "main" if stock is None else stock}
@@ -124,8 +124,8 @@ def has_stock(pipeline) -> bool:
     return is_unlabelled and unet.class_embed_type is None and unet.sample_size is not None and not is_nan_there
 
 
-def _eval_results(figures: dict[str, float], settings: dict, dataset: str) -> list[EvalResult]:
-    results = [EvalResult(TASK, dataset, dataset.rpartition("/")[2], name, value) for name, value in figures.items()]
+def _eval_results(task: str, figures: dict[str, float], settings: dict, dataset: str) -> list[EvalResult]:
+    results = [EvalResult(task, dataset, dataset.rpartition("/")[2], name, value) for name, value in figures.items()]
     for result in results:  # readers of a model-index expect features of Inception
         of_classifier = settings.get("classifier") and result.metric_type in CLASSIFIER_METRICS
         features = f", features of {Path(settings['classifier']).name}" if of_classifier else ""
@@ -139,6 +139,8 @@ def _arguments(pipeline) -> str:
     if "class_labels" in pipeline.takes:
         label = next(iter(pipeline.id2label.values()), 0)
         arguments.append(f"class_labels={json.dumps(label, ensure_ascii=False)}")  # JSON's strings are Python's
+    if "prompt_embeds" in pipeline.takes:
+        arguments.append('prompt="a red apple"')
     if unet.sample_size is None:
         size = 8 * 2 ** (len(unet.get("block_out_channels", "12")) - 1)  # fits: each level halves it
         arguments.append(f"latents=torch.randn(4, {unet.in_channels}, {size}, {size})")

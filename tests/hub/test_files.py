@@ -1,6 +1,7 @@
 """What of a folder is pushed: the files of a saved model, the package's own code, no link to elsewhere and no token."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, DiTTransformer2DModel
 from hub_fixtures import tiny_pipeline, tree
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, ModelCard, snapshot_download
 from safetensors.torch import load_file, save_file
 
 import ddpm_hf
@@ -230,6 +231,9 @@ def test_a_text_encoder_by_reference(remote, tmp_path, text_parts):
     hub.push(folder, "alice/text")
     assert "text_encoder/model.safetensors" in pushed(remote, repo_id="alice/text") and not weights.exists()
     assert torch.equal(hub.load("alice/text").embed_prompts(["a cat"]), pipe.embed_prompts(["a cat"]))
+    card = ModelCard.load("alice/text")
+    assert card.data.pipeline_tag == "text-to-image" and "encoder [alice/bert](" in card.text
+    assert len(pipe(**eval(f"dict({re.search(r'pipe[(](.*)[)]', card.text)[1]})"), num_inference_steps=1).images) == 4
     config = json.loads((weights.parent / "config.json").read_text())
     (weights.parent / "config.json").write_text(json.dumps(config | {"hub_id": None}))
     with pytest.raises(ValueError, match="text_encoder/ has neither weights nor"):
