@@ -1,27 +1,30 @@
 """DDPM (Ho et al. 2020) from scratch, as first-class Hugging Face parts."""
 
 import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from . import modeling_ddpm_unet, pipeline_ddpm_image, scheduling_ddpm_noise
-from .modeling_ddpm_unet import DDPMUNet2DModel
-from .pipeline_ddpm_image import DDPMImagePipeline
-from .scheduling_ddpm_noise import DDPMNoiseScheduler
+if TYPE_CHECKING:
+    from .modeling_ddpm_unet import DDPMUNet2DModel
+    from .pipeline_ddpm_image import DDPMImagePipeline
+    from .scheduling_ddpm_noise import DDPMNoiseScheduler
 
 __version__ = "0.1.0"
 __all__ = ["DDPMImagePipeline", "DDPMNoiseScheduler", "DDPMUNet2DModel"]
 
-# Saved under either name, loaded as ours: the classes agree in config and weights.
-DDPMImagePipeline.component_classes = {
-    "DDPMUNet2DModel": DDPMUNet2DModel,
-    "UNet2DModel": DDPMUNet2DModel,
-    "DDPMNoiseScheduler": DDPMNoiseScheduler,
-    "DDPMScheduler": DDPMNoiseScheduler,
+_FILES = {
+    "DDPMImagePipeline": "pipeline_ddpm_image",
+    "DDPMNoiseScheduler": "scheduling_ddpm_noise",
+    "DDPMUNet2DModel": "modeling_ddpm_unet",
 }
 
-# A saved model names its parts by their files, which diffusers' AutoModel looks for among the imported modules.
-sys.modules.update(
-    {
-        part.__name__.removeprefix("ddpm_hf."): part
-        for part in (modeling_ddpm_unet, pipeline_ddpm_image, scheduling_ddpm_noise)
-    }
-)
+
+def __getattr__(name: str) -> Any:
+    """A part, imported when it is first used: options are read, and `--help` answers, before torch is imported."""
+    if name not in _FILES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    for (
+        file
+    ) in _FILES.values():  # a saved model names its parts by their files, which AutoModel looks for in sys.modules
+        sys.modules[file] = import_module(f".{file}", __name__)
+    return getattr(sys.modules[_FILES[name]], name)

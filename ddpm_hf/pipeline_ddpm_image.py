@@ -96,7 +96,6 @@ class DDPMImagePipeline(DiffusionPipeline):
     model_cpu_offload_seq = "text_encoder->unet"
     _optional_components = ["text_encoder", "tokenizer"]
     _callback_tensor_inputs = ["latents", "pred_original_sample"]
-    component_classes: dict[str, Any] = {}  # saved class name -> class to load; the package fills it
     interrupt = property(lambda self: self._interrupt)  # as in diffusers' pipelines: a callback sets the attribute
 
     # Optional: diffusers before 0.37 reads these annotations, and not `dict | None`.
@@ -657,7 +656,7 @@ class DDPMImagePipeline(DiffusionPipeline):
         kwargs: `revision`, `token`, `dtype`, `variant`, `local_files_only`, ... of `DiffusionPipeline.from_pretrained`; `unet`, `scheduler`,
         `id2label` and `sampling` replace a part, and a part that is None is not loaded. device_map="balanced" is the accelerator. The copy of this file in a saved model knows no installed classes and loads as diffusers does.
         """
-        if not cls.component_classes:
+        if __package__ != "ddpm_hf":
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         parts = {name: kwargs.pop(name) for name in _PARTS if name in kwargs}
         told = {name: kwargs.pop(name, None) for name in ("id2label", "sampling")}
@@ -684,13 +683,21 @@ class DDPMImagePipeline(DiffusionPipeline):
             pipeline if device_map is None else pipeline.to(get_device() if device_map == "balanced" else device_map)
         )
 
+    @staticmethod
+    def find_class(name: str, library=diffusers) -> Any:
+        """The class that a saved model names: the package's own, also for stock ones that agree with it in config and weights, or
+        else the library's. None if neither has it."""
+        ours = _OURS.get(name, name)
+        package = import_module(__package__)
+        return getattr(package, ours) if ours in package.__all__ else getattr(library, name, None)
+
     @classmethod
     def _load_part(cls, name: str, saved, path, hub_options: dict, options: dict):
         """A part as the class that model_index.json names, of this package, diffusers or transformers; safetensors only, for
         unpickling a .bin can run any code."""
         library, kind = _PARTS[name]
         _, saved_class = saved or (None, None)
-        part_class: Any = cls.component_classes.get(saved_class) or getattr(library(), str(saved_class), None)
+        part_class = cls.find_class(str(saved_class), library())
         base = getattr(library(), kind)
         is_part = inspect.isclass(part_class) and issubclass(part_class, base)
         if not is_part:
@@ -731,6 +738,8 @@ class DDPMImagePipeline(DiffusionPipeline):
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
 
+# Stock classes -> those of this package with their config and their weights.
+_OURS = {"UNet2DModel": "DDPMUNet2DModel", "DDPMScheduler": "DDPMNoiseScheduler"}
 _PARTS = {  # library, in which a saved class is looked up, and what it must be
     "unet": (lambda: diffusers, "ModelMixin"),
     "scheduler": (lambda: diffusers, "SchedulerMixin"),

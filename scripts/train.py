@@ -6,12 +6,14 @@ project, `accelerate launch` asks for float32.
 
 import sys
 
-from ddpm_hf.training import train
 from ddpm_hf.training.config import parse_args
 
 if __name__ == "__main__":
+    config = parse_args(sys.argv[1:])
+    from ddpm_hf.training import train  # and torch, which options do not wait for
+
     try:
-        train(parse_args(sys.argv[1:]))
+        train(config)
     except (ValueError, FloatingPointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1 if isinstance(error, FloatingPointError) else 2)

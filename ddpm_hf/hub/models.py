@@ -237,7 +237,7 @@ def _network_class(folder: Path):
         if not re.fullmatch(pattern, json.dumps(index.get(key))):
             raise ValueError(f"model_index.json: {key}={index.get(key)!r:.80} must be like {example}.")
     name = index["unet"][1]
-    network = DDPMImagePipeline.component_classes.get(name) or getattr(diffusers, name, None)
+    network = DDPMImagePipeline.find_class(name)
     takes = inspect.signature(network.forward).parameters if hasattr(network, "forward") else {}
     if "timestep" not in takes or any(takes[name].default is inspect.Parameter.empty for name in list(takes)[3:]):
         raise ValueError(f"model_index.json: unet={name:.80} is not a network of x_t and a timestep alone.")

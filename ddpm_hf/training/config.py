@@ -14,10 +14,9 @@ from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from ..hardware import default_precision
-from .ema import MAX_SIGMA_REL
 from .presets import CONSISTENCY, FINE_TUNING, PRESETS, Preset, find_preset
 
+MAX_SIGMA_REL = 12**-0.5  # the width of the plain mean of the weights, 0.289
 _DEFAULTS = dict(  # of the options that a preset may set
     dataset="zalando-datasets/fashion_mnist",
     lr_scheduler="cosine",
@@ -122,9 +121,13 @@ class TrainConfig:
         self._asked = {option.name: getattr(self, option.name) for option in fields(self)}
         self._fill_in()
         self._check_values()
+        if self.mixed_precision is None:
+            from ..hardware import default_precision  # asks torch, which no mistake has to wait for
+
+            self.mixed_precision = default_precision()
 
     def _fill_in(self) -> None:
-        """The preset's values and the launcher's precision, for options that are left at None."""
+        """The preset's values, for options that are left at None."""
         if self.preset is None and self.init_from is None:
             self.preset = "fashion-mnist-quick"
         recipe = _DEFAULTS | (find_preset(self.preset).training if self.preset else {})
@@ -133,7 +136,6 @@ class TrainConfig:
         for name, value in (recipe | _durations(recipe, self.max_train_steps)).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        self.mixed_precision = self.mixed_precision or default_precision()
         if self.gradient_accumulation_steps is None:
             self.gradient_accumulation_steps = int(os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", 1))
 

@@ -24,9 +24,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from .config import MAX_SIGMA_REL
+
 logger = logging.getLogger(__name__)
 
-MAX_SIGMA_REL = 12**-0.5  # the plain mean's width, 0.289
 NUM_SNAPSHOTS = 32  # over a run: from averages of 0.05 and 0.1, those of 0.04 to 0.2 are rebuilt within 1%
 
 

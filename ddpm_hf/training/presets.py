@@ -5,10 +5,10 @@ import math
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from diffusers import ModelMixin
-
-from ..modeling_ddpm_unet import DDPMUNet2DModel
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 DOWN, ATTN_DOWN, UP, ATTN_UP = "DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D"
 
@@ -22,8 +22,8 @@ class Preset:
 
     unet, scheduler: constructor arguments. training: defaults of `TrainConfig`. class_conditional: labels are used where the data has them.
     text_encoder: Hub id of the frozen encoder of a model of text, whose class labels are vectors (class_embed_type="identity").
-    sampling: how the pipeline samples by default. network: the class of the network, any ModelMixin that is called as
-    (x_t, t, class_labels=...) and whose config has sample_size, in_channels and out_channels.
+    sampling: how the pipeline samples by default. network: the class of the network, DDPMUNet2DModel by default, or any ModelMixin that is
+    called as (x_t, t, class_labels=...) and whose config has sample_size, in_channels and out_channels.
     """
 
     unet: dict
@@ -31,7 +31,7 @@ class Preset:
     training: dict
     class_conditional: bool = False
     sampling: dict = field(default_factory=lambda: dict(FAST))
-    network: type[ModelMixin] = DDPMUNet2DModel
+    network: "type[ModelMixin] | None" = None
     text_encoder: str | None = None
 
     @property

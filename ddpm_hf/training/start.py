@@ -9,6 +9,7 @@ from accelerate.utils import set_seed
 from diffusers import UNet2DModel
 
 from .. import hub
+from ..modeling_ddpm_unet import DDPMUNet2DModel
 from ..pipeline_ddpm_image import DDPMImagePipeline
 from ..scheduling_ddpm_noise import DDPMNoiseScheduler
 from .config import TrainConfig
@@ -51,16 +52,17 @@ def find_start(config: TrainConfig) -> Start:
 def make_pipeline(start: Start, class_names: list[str] | None, config: TrainConfig) -> DDPMImagePipeline:
     """The pipeline that is trained: with a class for each name where the preset is conditional, and the last label as null."""
     preset, unet_config, sampling = start.preset, dict(start.preset.unet), dict(start.preset.sampling)
+    network = preset.network or DDPMUNet2DModel
     id2label = dict(enumerate(class_names or [])) if preset.class_conditional else {}
     if id2label:
         sampling["guidance_scale"] = config.guidance_scale
-        if issubclass(preset.network, UNet2DModel):
+        if issubclass(network, UNet2DModel):
             unet_config["num_class_embeds"] = len(id2label) + 1
     text = hub.load_text_encoder(preset.text_encoder) if preset.text_encoder else {}
     if start.source and start.source.text_encoder is not None:
         text = {"text_encoder": start.source.text_encoder, "tokenizer": start.source.tokenizer}
     set_seed(config.seed)
-    unet = preset.network.from_config(unet_config)
+    unet = network.from_config(unet_config)
     scheduler = DDPMNoiseScheduler.from_config(preset.scheduler)
     pipeline = DDPMImagePipeline(unet, scheduler, id2label or None, sampling, **text)
     if pipeline.num_labels is not None and pipeline.null_label is None:

@@ -422,10 +422,12 @@ def test_installed_package_runs_no_code_of_the_repo(remote, saved):
         DiffusionPipeline.from_pretrained("alice/tiny", trust_remote_code=True)
 
 
-def test_importing_the_package_is_enough():
-    """`from ddpm_hf import DDPMImagePipeline` alone knows the classes that its from_pretrained makes."""
-    command = "from ddpm_hf import DDPMImagePipeline as pipeline; assert pipeline.component_classes"
-    subprocess.run([sys.executable, "-c", command], check=True)
+@pytest.mark.parametrize("module", ["ddpm_hf", "ddpm_hf.pipeline_ddpm_image"])
+def test_importing_the_pipeline_is_enough(saved, module):
+    """Its from_pretrained makes the package's classes, which nothing else has imported."""
+    command = f"from {module} import DDPMImagePipeline as pipeline; print(type(pipeline.from_pretrained({str(saved)!r}).unet))"
+    run = subprocess.run([sys.executable, "-c", command], check=True, capture_output=True, text=True)
+    assert run.stdout == f"{DDPMUNet2DModel}\n"
 
 
 @pytest.mark.parametrize(("labels", "num_class_embeds"), [(None, None), ({0: "a", 1: "b"}, 2)])
