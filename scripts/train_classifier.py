@@ -48,10 +48,9 @@ FID, KID, precision and recall in `scripts/evaluate.py`.
 class ClassifierConfig:
     output: str = field(metadata={"help": "folder for the classifier"})
     dataset: str = field(default=FASHION_MNIST, metadata={"help": "Hub id or folder of the images"})
-    split: str = field(default="train", metadata={"help": "the images that it learns"})
-    test_split: str = field(default="test", metadata={"help": "the images that it is tested on"})
     image_column: str | None = field(default=None, metadata={"help": "of the data set; found by its type otherwise"})
     label_column: str | None = field(default=None, metadata={"help": "of the data set; found by its type otherwise"})
+    skip_undecodable: bool = field(default=False, metadata={"help": "leave out images that cannot be decoded"})
     num_channels: int = field(default=1, metadata={"help": "of the images: 1 is grey, 3 is RGB"})
     image_size: list[int] = field(
         default_factory=lambda: [28], metadata={"help": "of the images, in pixels: one number, or height and width"}
@@ -105,18 +104,20 @@ def make_model(config: ClassifierConfig, class_names: list[str]) -> ResNetForIma
 
 def main(config: ClassifierConfig) -> None:
     torch.manual_seed(config.seed)
-    columns: dict[str, Any] = {"image_column": config.image_column, "label_column": config.label_column}
-    shape: dict[str, Any] = {"num_channels": config.num_channels, "image_size": tuple((config.image_size * 2)[:2])}
-    splits = (config.split, config.test_split)
-    sets: list[Any] = [load_image_dataset(config.dataset, split=split, **columns, **shape) for split in splits]
+    options: dict[str, Any] = {
+        name: vars(config)[name] for name in ("image_column", "label_column", "skip_undecodable")
+    }
+    options |= {"num_channels": config.num_channels, "image_size": tuple((config.image_size * 2)[:2])}
+    sets: list[Any] = [load_image_dataset(config.dataset, split=split, **options) for split in ("train", "test")]
     train, test = sets
+    print(f"train: {train.describe()}\ntest: {test.describe()}")
     if len(train.class_names or ()) < 2:
         raise ValueError(
             f"dataset={config.dataset!r} has the classes {train.class_names}: two or more can be learned."
         )
     if test.class_names != train.class_names:
         raise ValueError(
-            f"The classes of {config.test_split!r}, {test.class_names}, are not those of {config.split!r}."
+            f"dataset={config.dataset!r}: test has the classes {test.class_names}, train {train.class_names}."
         )
     model = make_model(config, train.class_names)
     arguments = TrainingArguments(

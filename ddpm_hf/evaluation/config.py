@@ -1,17 +1,16 @@
 """The options of one evaluation, from which scripts/evaluate.py builds its arguments."""
 
 import dataclasses
-import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
-from ..data import FASHION_MNIST
+from ..data.recorded import OPTIONS as DATA_OPTIONS
+from ..data.recorded import recorded_options
 from ..hardware import default_precision
 from ..scheduling_ddpm_noise import DDPMNoiseScheduler
 from .measures import METRICS
@@ -23,7 +22,6 @@ SAMPLERS: dict[str, tuple[Any, dict]] = {  # name -> scheduler class, its words 
     "dpmsolver++": (DPMSolverMultistepScheduler, {}),  # arXiv:2211.01095
     "unipc": (UniPCMultistepScheduler, {}),  # arXiv:2302.04867
 }
-DATA_OPTIONS = ("image_column", "label_column", "caption_column", "skip_undecodable")
 SAMPLING = ("num_inference_steps", "eta", "solver_order", "guidance_scale")  # options of the pipeline's call
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MIN_IMAGES = 10  # as many as `spread` has groups
@@ -40,14 +38,7 @@ class EvaluationConfig:
     )
     dataset: str | None = field(
         default=None,
-        metadata={
-            "help": "Hub id or folder of the real images; default: what the model was trained on, or FashionMNIST"
-        },
-    )
-    split: str = field(default="train", metadata={"help": "the images that the model was trained on"})
-    test_split: str = field(
-        default="test",
-        metadata={"help": "the images that it never saw; of a set without a test split, what training held out"},
+        metadata={"help": "Hub id or folder of the real images; default: what the model was trained on"},
     )
     image_column: str | None = field(default=None, metadata={"help": "of the data set; found by its type otherwise"})
     label_column: str | None = field(default=None, metadata={"help": "of the data set; found by its type otherwise"})
@@ -118,23 +109,11 @@ class EvaluationConfig:
         """Where no data set is named: the config with the one, and its options, that the model saved in `folder` was trained on.
 
         Raises:
-            ValueError: that data set was a folder, and only its name is known here.
+            ValueError: as `recorded_options`.
         """
         if self.dataset is not None:
             return self
-        trained: dict = {}
-        # The model's file has every option, but of a local path the last part alone; the run's own has what was asked for, as it was.
-        for path in (folder / "training_config.yaml", folder / "run.yaml"):
-            options = (yaml.safe_load(path.read_text()) if path.exists() else None) or {}
-            trained |= {name: value for name, value in options.items() if value is not None}
-        if (dataset := trained.get("dataset")) is None:
-            dataset = FASHION_MNIST
-            logging.getLogger(__name__).warning(
-                f"The model does not say what it was trained on: dataset={FASHION_MNIST!r} is taken."
-            )
-        elif "/" not in dataset and not Path(dataset).is_dir():
-            raise ValueError(
-                f"dataset: the model was trained on {dataset!r}, which is no folder here and no Hub id ('owner/name'): name it."
-            )
-        options = {name: vars(self)[name] or trained.get(name, vars(self)[name]) for name in DATA_OPTIONS}
-        return dataclasses.replace(self, dataset=dataset, **options)
+        recorded = recorded_options(folder)
+        return dataclasses.replace(
+            self, **recorded | {name: vars(self)[name] for name in DATA_OPTIONS if vars(self)[name]}
+        )

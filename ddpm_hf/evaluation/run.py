@@ -84,11 +84,10 @@ class Evaluation:
         self.pipeline.set_progress_bar_config(disable=True)
         self.scheduler_config, self.weights = self.pipeline.scheduler.config, fingerprint(self.pipeline.unet)
         config = config.with_data_of(Path(self.pipeline.config["_name_or_path"]))
-        self.train, self.test = (self._load_data(config, split) for split in (config.split, config.test_split))
+        self.train, self.test = (self._load_data(config, split) for split in ("train", "test"))
         self._check_data(config)
         if self.state.is_main_process:
-            for split, data in ((config.split, self.train), (config.test_split, self.test)):
-                tqdm.write(f"{split}: {data.describe()}")
+            tqdm.write(f"train: {self.train.describe()}\ntest: {self.test.describe()}")
         self.config = dataclasses.replace(config, num_images=config.num_images or min(NUM_IMAGES, len(self.test)))
         self.points = self._resolve_sampling()
         self.metrics = self._choose_metrics()
@@ -121,7 +120,7 @@ class Evaluation:
         pipeline, needed = self.pipeline, config.num_images or MIN_IMAGES
         if needed > len(self.test):
             raise ValueError(
-                f"num_images={config.num_images}: the {config.test_split!r} split has {len(self.test)} images, and the"
+                f"num_images={config.num_images}: there are {len(self.test)} test images, and the"
                 f" floor takes as many as there are samples, {needed} or more."
             )
         if config.mixed_precision == "fp16" and self.state.device.type == "cpu":
@@ -390,7 +389,7 @@ class Evaluation:
             "scheduler": scheduler,
             "data": {
                 name: {"fingerprint": dataset.fingerprint, "num_images": len(dataset)}
-                for name, dataset in ((config.split, self.train), (config.test_split, self.test))
+                for name, dataset in (("train", self.train), ("test", self.test))
             },
             "measures": {name: measure.key for name, measure in self.measures.items()},
             "hardware": describe_hardware(self.state),
