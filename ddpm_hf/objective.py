@@ -4,7 +4,8 @@
              gradient step on || noise - noise_theta(sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise, t) ||^2             Eq. 14
 
 An objective is a function (denoise, scheduler, x_0, t, noise, condition) -> losses:
-    denoise     denoise(x_t, t, condition) -> the network's output, (B, C, H, W), or (B, 2C, H, W) with a learned variance
+    denoise     denoise(x_t, t, condition) -> the network's output, (B, C, H, W), or (B, 2C, H, W) with a learned variance;
+                with network=TEACHER another network's, under the same autocast
     scheduler   a `DDPMNoiseScheduler`, which does the mathematics
     x_0         float32 (B, C, H, W) in [-1, 1];  noise: like x_0;  t: int64 (B,)
     condition   keyword tensors of the network, batch first
@@ -89,7 +90,7 @@ class Consistency:
         with torch.no_grad(), torch.random.fork_rng(_cuda(x_0)):  # the same dropout on both sides
             x_r = scheduler.add_noise(x_0, noise, r)
             if self.teacher is not None:
-                guided = self._guided(scheduler, x_t, t, condition)
+                guided = self._guided(denoise, scheduler, x_t, t, condition)
                 x_r = scheduler.add_noise(guided, self._noise(scheduler, x_t, guided, t), r)  # a DDIM step, Eq. 12
             target = scheduler.predict_x_0(denoise(x_r, r, condition), r, x_r).clamp(-1, 1)
             target = torch.where((kappa[r] < self.ANCHOR).view(-1, 1, 1, 1), x_0, target)
@@ -97,11 +98,11 @@ class Consistency:
         distance = ((student - target).square().mean(dim=(1, 2, 3)) + 1e-8).sqrt()
         return distance / (kappa[t] - kappa[r]).clamp(min=self.LEAST_GAP).float()
 
-    def _guided(self, scheduler, x_t, t, condition) -> torch.Tensor:
+    def _guided(self, denoise, scheduler, x_t, t, condition) -> torch.Tensor:
         """The teacher's x_0 under guidance."""
         teacher = self.teacher.to(x_t.device)  # it was copied before the run placed its network
         given, null = (
-            scheduler.predict_x_0(self.pipeline.denoise(x_t, t, words, network=teacher), t, x_t)
+            scheduler.predict_x_0(denoise(x_t, t, words, network=teacher), t, x_t)
             for words in (condition, self.pipeline.null(condition))
         )
         return (null + self.guidance * (given - null)).clamp(-1, 1)

@@ -13,6 +13,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 
 from ddpm_hf import DDPMImagePipeline
+from ddpm_hf.data import FASHION_MNIST
 from ddpm_hf.images import labelled_grid
 from ddpm_hf.training import PRESETS, Preset, train
 from ddpm_hf.training.config import parse_args
@@ -31,6 +32,7 @@ DIT = Preset(
     ),
     scheduler=dict(beta_schedule="squaredcos_cap_v2", prediction_type="sample", timestep_spacing="trailing"),
     training=dict(
+        dataset=FASHION_MNIST,
         train_batch_size=32,
         learning_rate=1e-3,
         lr_warmup_steps=200,
@@ -45,6 +47,8 @@ DIT = Preset(
 def main(arguments: list[str]) -> Path:
     PRESETS["dit"] = DIT
     folder = train(parse_args(["--preset", "dit", *arguments]))
+    if not (folder / "model_index.json").exists():  # the run was stopped; --resume goes on
+        return folder
     pipe = DDPMImagePipeline.from_pretrained(folder)
     images = pipe(class_labels=list(range(10)), generator=torch.Generator().manual_seed(0)).images
     labelled_grid({pipe.id2label[i]: [image] for i, image in enumerate(images)}).save(folder / "dit.png")

@@ -17,6 +17,8 @@ from ddpm_hf.training.config import parse_args
 
 def main(model: str, photos: str, *arguments: str) -> Path:
     folder = train(parse_args(["--init_from", model, "--dataset", photos, *arguments]))
+    if not (folder / "model_index.json").exists():  # the run was stopped; --resume goes on
+        return folder
     pipe = DDPMImagePipeline.from_pretrained(folder)
     rows = {name: pipe(8, class_labels=label).images for label, name in pipe.id2label.items()} or {"": pipe(64).images}
     labelled_grid(rows).save(folder / "fine_tuned.png")

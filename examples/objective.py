@@ -10,9 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel
-from ddpm_hf.data import load_image_dataset
-from ddpm_hf.training import PRESETS, Trainer
+from ddpm_hf.training import train
 from ddpm_hf.training.config import parse_args
 
 
@@ -23,13 +21,7 @@ def pseudo_huber(denoise, scheduler, x_0, t, noise, condition, c: float = 0.1) -
 
 
 def main(arguments: list[str]) -> Path:
-    config, preset = parse_args(arguments), PRESETS["fashion-mnist-quick"]
-    data = load_image_dataset(config.dataset, num_channels=1, image_size=28)
-    names = dict(enumerate(data.class_names))
-    torch.manual_seed(config.seed)
-    unet = DDPMUNet2DModel(**preset.unet, num_class_embeds=len(names) + 1)
-    pipeline = DDPMImagePipeline(unet, DDPMNoiseScheduler(**preset.scheduler), names, preset.sampling)
-    return Trainer(pipeline, data, pseudo_huber, config).run()
+    return train(parse_args(arguments), pseudo_huber)
 
 
 if __name__ == "__main__":

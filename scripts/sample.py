@@ -85,7 +85,7 @@ def class_ids(pipe, names: list[str] | None) -> list[int] | None:
     if names is None:
         return list(pipe.id2label) or None
     known = pipe.id2label
-    numbers = known or range(pipe.unet.config.num_class_embeds or 0)
+    numbers = known or range(pipe.num_labels or 0)
     return [
         int(n) if n.isdigit() and n not in known.values() and int(n) in numbers else pipe.get_label_ids(n)[0]
         for n in names

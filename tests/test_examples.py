@@ -6,12 +6,13 @@ from functools import partial
 
 import pytest
 import torch
+import yaml
 from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline, DiTTransformer2DModel
 from tiny import ASSETS, ROOT
 
 from ddpm_hf import DDPMImagePipeline
-from ddpm_hf.training import validation
+from ddpm_hf.training import Trainer, validation
 
 sys.path.insert(0, str(ROOT / "examples"))
 import dit
@@ -49,8 +50,25 @@ def test_another_network(tmp_path):
 
 
 def test_another_objective(tmp_path):
-    folder = objective.main(["--output_dir", str(tmp_path / "huber"), "--dataset", str(ASSETS / "idx"), *OPTIONS])
-    assert DDPMImagePipeline.from_pretrained(folder).null_label == 10
+    """With every option of training, of which the card names it."""
+    options = ["--preset", "fashion-mnist", "--dataset", str(ASSETS / "idx"), *OPTIONS]
+    folder = objective.main(["--output_dir", str(tmp_path / "huber"), *options])
+    pipe = DDPMImagePipeline.from_pretrained(folder)
+    assert pipe.null_label == 10 and tuple(pipe.unet.config.block_out_channels) == (32, 64, 96)
+    told = yaml.safe_load((folder / "training_config.yaml").read_text())
+    assert told["objective"] == "pseudo_huber" and told["snr_gamma"] is None
+    with pytest.raises(ValueError, match="snr_gamma=5.0 belongs to the objectives of ddpm_hf"):
+        objective.main(["--output_dir", str(tmp_path / "other"), *options, "--snr_gamma", "5"])
+
+
+def test_a_stopped_example_leaves_a_run_that_goes_on(tmp_path, monkeypatch):
+    step = Trainer.train_step
+    monkeypatch.setattr(Trainer, "train_step", lambda run, batches: (run.signals.catch(2), step(run, batches))[1])
+    options = ["--output_dir", str(tmp_path / "dit"), "--dataset", str(ASSETS / "idx"), *OPTIONS]
+    assert list(dit.main(options).glob("checkpoints/step-1"))
+    start, photos = str(ROOT / "checkpoints" / "ddpm-fashion-mnist"), str(ASSETS / "imagefolder")
+    folder = fine_tune.main(start, photos, "--output_dir", str(tmp_path / "tuned"), *OPTIONS)
+    assert list(folder.glob("checkpoints/step-1"))
 
 
 def test_fine_tuning_on_photos(tmp_path, caplog):

@@ -151,10 +151,14 @@ def consistency(guidance: float | None = None, offset: float = 0.0) -> tuple[Con
     """The objective and its losses at 64 t, for a network whose x_0 is the true one plus `offset`, as is its teacher's."""
     scheduler = DDPMNoiseScheduler(prediction_type="sample")
     parts = {"unet": torch.nn.Linear(1, 1), "scheduler": scheduler, "takes": ("class_labels",)}
-    parts |= {"denoise": lambda x_t, t, condition, network: X_0, "null": lambda condition: condition}
+    parts |= {"null": lambda condition: condition}
     objective = make_objective("consistency", SimpleNamespace(**parts), guidance=guidance)
     noise = torch.randn(X_0.shape, generator=torch.Generator().manual_seed(0))
-    return objective, objective(lambda *_: X_0 + offset, scheduler, X_0, T, noise, {})
+
+    def denoise(x_t, t, condition, network=None):
+        return X_0 + (offset if network is None else 0)
+
+    return objective, objective(denoise, scheduler, X_0, T, noise, {})
 
 
 def test_consistency_is_none_between_the_states_of_one_path():
@@ -173,8 +177,7 @@ def test_a_teacher_that_knows_x_0_follows_the_straight_line():
 def test_the_teacher_goes_to_the_device_of_the_images():
     objective, _ = consistency(guidance=1.3)
     x_0, t = X_0.to("meta"), T.to("meta")
-    objective.pipeline.denoise = lambda x_t, t, condition, network: x_0
-    objective(lambda *_: x_0, objective.pipeline.scheduler, x_0, t, x_0, {})
+    objective(lambda *_, network=None: x_0, objective.pipeline.scheduler, x_0, t, x_0, {})
     assert objective.teacher.weight.device.type == "meta"
 
 

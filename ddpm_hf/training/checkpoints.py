@@ -13,6 +13,8 @@ import re
 import shutil
 from pathlib import Path
 
+import torch
+
 logger = logging.getLogger(__name__)
 
 
@@ -64,6 +66,19 @@ def newest(folder: Path) -> Path | None:
             f"resume: every checkpoint in {folder / 'checkpoints'} is damaged; remove them to start anew."
         )
     return None
+
+
+def last(folder: Path) -> Path | None:
+    """The last checkpoint, whether intact or not: a look at the names alone."""
+    return next(reversed(_all(folder)), None)
+
+
+def fingerprint(network) -> str:
+    """Hash of the weights of a network."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode() + tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _damaged_files(checkpoint: Path) -> list[str]:

@@ -18,7 +18,6 @@ from .presets import CONSISTENCY, FINE_TUNING, PRESETS, Preset, find_preset
 
 MAX_SIGMA_REL = 12**-0.5  # the width of the plain mean of the weights, 0.289
 _DEFAULTS = dict(  # of the options that a preset may set
-    dataset="zalando-datasets/fashion_mnist",
     lr_scheduler="cosine",
     random_flip=False,
     snr_gamma=0.0,
@@ -46,7 +45,10 @@ class TrainConfig:
         None,
         "Start from the trained weights of this model, a folder or Hub id, ours or stock; other data and classes may follow.",
     )
-    dataset: str | None = _option(None, "Hub id, folder of images, or folder of IDX files.")
+    dataset: str | None = _option(
+        None,
+        "Hub id, folder of images, or folder of IDX files. Default: the preset's, or what --init_from was trained on.",
+    )
     image_column: str | None = _option(None, "Column of the images; found by its type if not named.")
     label_column: str | None = _option(None, "Column of the labels; found by its type if not named.")
     caption_column: str | None = _option(None, "Column of the texts, for a model of text; found if not named.")
@@ -105,7 +107,9 @@ class TrainConfig:
     resume: bool = _option(False, "Go on from the newest complete checkpoint in OUTPUT_DIR, if there is one.")
     validation_steps: int = _option(500, "How often to draw samples and take the held-out loss; 0: only at the end.")
     num_validation_images: int = _option(512, "Held-out images for the loss; 0 is none.")
-    guidance_scale: float = _option(1.3, "Guidance of the sample grids, and by default of the saved model.")
+    guidance_scale: float | None = _option(
+        None, "Guidance of the sample grids, and by default of the saved model; the preset's, or 1.3."
+    )
     logging_steps: int = _option(10, "How often loss and speed are reported.")
     report_to: str = _option("tensorboard", "Tracker: tensorboard, wandb, trackio, or none.")
 
@@ -118,7 +122,7 @@ class TrainConfig:
         for name in ("preset", "init_from", "dataset", "output_dir"):
             if (getattr(self, name) or "").startswith("~"):
                 setattr(self, name, str(Path(getattr(self, name)).expanduser()))
-        self._asked = {option.name: getattr(self, option.name) for option in fields(self)}
+        self.asked = {option.name: getattr(self, option.name) for option in fields(self)}
         self._fill_in()
         self._check_values()
         if self.mixed_precision is None:
@@ -136,8 +140,18 @@ class TrainConfig:
         for name, value in (recipe | _durations(recipe, self.max_train_steps)).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+        if self.preset:
+            variance_type = self.choose(find_preset(self.preset)).scheduler["variance_type"]
+            self.objective = self.objective or ("hybrid" if str(variance_type).startswith("learned") else "simple")
         if self.gradient_accumulation_steps is None:
             self.gradient_accumulation_steps = int(os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", 1))
+
+    def take_data(self, recorded: dict) -> None:
+        """Fill in a data set and its options, for run.yaml too: a resumed run finds its data there."""
+        for name, value in recorded.items():
+            if not getattr(self, name):
+                self.asked[name] = value
+                setattr(self, name, value)
 
     def _check_types(self) -> None:
         """YAML and Python may give anything for a number: 16.5 images, the word yes."""
@@ -162,8 +176,6 @@ class TrainConfig:
             )
         if self.distill_guidance is not None and self.objective != "consistency":
             raise ValueError(f"distill_guidance={self.distill_guidance} belongs to objective='consistency'.")
-        if self.preset:
-            self.choose(find_preset(self.preset))
 
     def choose(self, preset: Preset) -> Preset:
         """The preset with what this run has chosen instead of its prediction, variance and last step."""
@@ -195,7 +207,7 @@ class TrainConfig:
 
     def save(self, path: str | Path) -> None:
         """Write what was asked for, which `train.py FILE` reads; what the preset filled in stands beside it, as comments."""
-        asked = {name: value for name, value in self._asked.items() if value is not None}
+        asked = {name: value for name, value in self.asked.items() if value is not None}
         filled = {name: value for name, value in asdict(self).items() if name not in asked and value is not None}
         comments = "".join(f"# {line}\n" for line in yaml.safe_dump(filled, sort_keys=False).splitlines())
         text = (
@@ -213,8 +225,8 @@ class TrainConfig:
         known = {option.name for option in fields(self)}
         try:
             other = TrainConfig(**{name: value for name, value in theirs.items() if name in known})
-        except ValueError:  # their preset is no more
-            return ["preset"]
+        except ValueError as error:  # such as a preset that is no more
+            raise ValueError(f"resume: {path} is no config of this version: {error}") from error
         names = [name for name in RUN_IDENTITY if (getattr(other, name) or None) != (getattr(self, name) or None)]
         with suppress(ValueError):
             if other._model() == self._model():  # the same in other words
@@ -228,10 +240,10 @@ RANGES = [  # options, what holds for each, in words
     ("train_batch_size gradient_accumulation_steps max_train_steps", lambda x: x >= 1, "at least 1"),
     ("logging_steps checkpointing_steps checkpoints_total_limit", lambda x: x >= 1, "at least 1"),
     ("lr_warmup_steps weight_decay snr_gamma dataloader_num_workers", lambda x: x >= 0, "at least 0"),
-    ("validation_steps num_validation_images guidance_scale", lambda x: x >= 0, "at least 0"),
+    ("validation_steps num_validation_images", lambda x: x >= 0, "at least 0"),
     ("learning_rate max_grad_norm", lambda x: x > 0, "above 0"),
     ("adam_beta2 ema_decay label_dropout", lambda x: 0 <= x < 1, "in [0, 1)"),
-    ("distill_guidance", lambda x: x is None or x >= 0, "at least 0"),
+    ("distill_guidance guidance_scale", lambda x: x is None or x >= 0, "at least 0"),
     ("seed", lambda x: 0 <= x < 2**32, "in [0, 2**32)"),
     (
         "ema_sigma_rels",
@@ -247,9 +259,6 @@ RUN_IDENTITY = (
     "init_from",
     "objective",
     "distill_guidance",
-    "image_column",
-    "label_column",
-    "caption_column",
     "seed",
     "ema_sigma_rels",
     "torch_compile",

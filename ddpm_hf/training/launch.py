@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -15,6 +15,7 @@ from accelerate.utils import (
     DistributedType,
     GradientAccumulationPlugin,
     ProjectConfiguration,
+    broadcast_object_list,
 )
 
 from ..hardware import runs_on_cpu, use_own_cores
@@ -90,6 +91,19 @@ def local_main_process_first(accelerator: Accelerator) -> Iterator[None]:
     finally:
         if accelerator.is_local_main_process:
             accelerator.wait_for_everyone()
+
+
+def on_main_process(accelerator: Accelerator, function: Callable[[], None]) -> None:
+    """Call it on the main process; what it raises is raised on all ranks, which would wait for each other otherwise."""
+    error = None
+    if accelerator.is_main_process:
+        try:
+            function()
+        except Exception as raised:
+            error = raised
+    (error,) = broadcast_object_list([error])
+    if error is not None:
+        raise error
 
 
 def end_rank(accelerator: Accelerator) -> None:

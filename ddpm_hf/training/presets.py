@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 DOWN, ATTN_DOWN, UP, ATTN_UP = "DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D"
 
 
+FASHION_MNIST = "zalando-datasets/fashion_mnist"
 FAST = {"num_inference_steps": 25, "eta": 1.0, "solver_order": 2}
 
 
@@ -92,7 +93,12 @@ def _small_unet(block_out_channels: tuple[int, ...], **options) -> dict:
 
 
 _SMALL_RECIPE = dict(  # ten epochs of FashionMNIST
-    train_batch_size=32, learning_rate=2e-3, lr_warmup_steps=500, max_train_steps=18_750, ema_decay=0.999
+    dataset=FASHION_MNIST,
+    train_batch_size=32,
+    learning_rate=2e-3,
+    lr_warmup_steps=500,
+    max_train_steps=18_750,
+    ema_decay=0.999,
 )
 
 
@@ -115,6 +121,7 @@ PRESETS = {
         ),
         scheduler=_COSINE,
         training=dict(
+            dataset=FASHION_MNIST,
             train_batch_size=16,
             learning_rate=2e-3,
             lr_warmup_steps=100,

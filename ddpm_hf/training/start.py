@@ -3,15 +3,18 @@
 import copy
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from accelerate.utils import set_seed
-from diffusers import UNet2DModel
+from diffusers import LCMScheduler, TCDScheduler, UNet2DModel
 
 from .. import hub
+from ..data.recorded import recorded_options
 from ..modeling_ddpm_unet import DDPMUNet2DModel
 from ..pipeline_ddpm_image import DDPMImagePipeline
 from ..scheduling_ddpm_noise import DDPMNoiseScheduler
+from . import checkpoints
 from .config import TrainConfig
 from .presets import FINE_TUNING, Preset, find_preset, preset_of
 
@@ -32,8 +35,19 @@ class Start:
 
 
 def find_start(config: TrainConfig) -> Start:
-    """The preset and the source of a run. Raises ValueError or HubError where --init_from names no model that can be trained."""
-    source = hub.load(config.init_from) if config.init_from else None
+    """The preset and the source of a run. Raises ValueError or HubError where --init_from names no model that can be trained.
+
+    A resumed run has all in its checkpoint but the teacher of a consistency run.
+    """
+    model: str | Path | None = config.init_from
+    if model and config.resume and config.objective != "consistency":
+        model = checkpoints.newest(Path(config.output_dir)) or model
+    source = hub.load(model) if model else None
+    if source and not _is_ddpm(source.scheduler):
+        raise ValueError(
+            f"init_from={config.init_from!r} has a {type(source.scheduler).__name__}, of few steps or of no DDPM:"
+            " start from a model whose network predicts noise, x_0 or v of DDPM's process."
+        )
     if config.preset:
         preset = find_preset(config.preset)
     else:
@@ -42,22 +56,40 @@ def find_start(config: TrainConfig) -> Start:
             raise ValueError(
                 f"init_from={config.init_from!r} has sample_size={size!r}: it must be the pixels of a side."
             )
-        sampling = {name: value for name, value in source.sampling.items() if name != "guidance_scale"}
-        text = source.text_encoder and source.text_encoder.name_or_path
+        text, sampling = source.text_encoder and source.text_encoder.name_or_path, source.sampling
         options = {"network": type(source.unet), "text_encoder": text} | ({"sampling": sampling} if sampling else {})
         preset = preset_of(*configs, FINE_TUNING, **options)
     return Start(config.choose(preset), source)
 
 
+def _is_ddpm(scheduler) -> bool:
+    """Whether the scheduler is of a network of many steps of DDPM's process."""
+    return hasattr(scheduler, "alphas_cumprod") and not isinstance(scheduler, LCMScheduler | TCDScheduler)
+
+
+def find_data(config: TrainConfig, start: Start) -> None:
+    """Fill in the data set of a run that names none: its own where it is resumed, else what the model that it starts from was trained on.
+
+    Raises ValueError where nothing tells.
+    """
+    if config.dataset is None:
+        is_resumed = config.resume and Path(config.output_dir, "run.yaml").exists()
+        source = start.source and start.source.config["_name_or_path"]
+        config.take_data(recorded_options(config.output_dir if is_resumed else source or config.preset))
+
+
 def make_pipeline(start: Start, class_names: list[str] | None, config: TrainConfig) -> DDPMImagePipeline:
     """The pipeline that is trained: with a class for each name where the preset is conditional, and the last label as null."""
-    preset, unet_config, sampling = start.preset, dict(start.preset.unet), dict(start.preset.sampling)
+    preset, unet_config = start.preset, dict(start.preset.unet)
     network = preset.network or DDPMUNet2DModel
     id2label = dict(enumerate(class_names or [])) if preset.class_conditional else {}
-    if id2label:
-        sampling["guidance_scale"] = config.guidance_scale
-        if issubclass(network, UNet2DModel):
-            unet_config["num_class_embeds"] = len(id2label) + 1
+    if class_names and not (preset.class_conditional or preset.text_encoder):
+        logger.warning(f"dataset={config.dataset!r} has {len(class_names)} classes: this network does not take them.")
+    if preset.class_conditional and not class_names:
+        logger.warning(f"dataset={config.dataset!r} has no classes: the network is made without them.")
+    if id2label and issubclass(network, UNet2DModel):
+        unet_config["num_class_embeds"] = len(id2label) + 1
+    sampling = _sampling(preset, config, bool(id2label or preset.text_encoder))
     text = hub.load_text_encoder(preset.text_encoder) if preset.text_encoder else {}
     if start.source and start.source.text_encoder is not None:
         text = {"text_encoder": start.source.text_encoder, "tokenizer": start.source.tokenizer}
@@ -74,6 +106,16 @@ def make_pipeline(start: Start, class_names: list[str] | None, config: TrainConf
     if start.source:
         take_over(pipeline, start.source, config.init_from)
     return pipeline
+
+
+def _sampling(preset: Preset, config: TrainConfig, is_conditional: bool) -> dict:
+    """How the model samples by default."""
+    sampling, asked = dict(preset.sampling), config.guidance_scale
+    own = sampling.pop("guidance_scale", 1.3)
+    if asked is not None and (config.objective == "consistency" or not is_conditional):
+        why = "the network has no condition" if not is_conditional else "a student of few steps draws without"
+        logger.warning(f"guidance_scale={asked} is not used: {why}.")
+    return sampling | ({"guidance_scale": own if asked is None else asked} if is_conditional else {})
 
 
 def _check_shapes(pipeline: DDPMImagePipeline) -> None:

@@ -19,12 +19,14 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate.utils import broadcast_object_list
+from diffusers.models.embeddings import LabelEmbedding
 from diffusers.optimization import get_scheduler
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -34,8 +36,9 @@ from .. import hub
 from ..data import SampleOrder, StreamedImages, collate_batch, load_image_dataset
 from ..hardware import describe_hardware
 from ..keys import draw, mixed_key
-from ..objective import drop_condition, make_objective
+from ..objective import Objective, drop_condition, make_objective
 from ..pipeline_ddpm_image import DDPMImagePipeline
+from ..scheduling_ddpm_noise import DDPMNoiseScheduler
 from . import checkpoints, validation
 from .config import TrainConfig
 from .ema import NUM_SNAPSHOTS, ExponentialAverage, PowerAverages, full_tensor
@@ -46,27 +49,38 @@ from .launch import (
     is_sharded,
     local_main_process_first,
     make_accelerator,
+    on_main_process,
 )
-from .start import Start, find_start, make_pipeline
+from .start import Start, find_data, find_start, make_pipeline
 
 logger = logging.getLogger(__name__)
 
 
-def train(config: TrainConfig) -> Path:
-    """Run `config` to its end, or to a SIGTERM or Ctrl-C, after which `resume=True` goes on. Returns the run's folder."""
-    return make_trainer(config).run()
+def train(config: TrainConfig, objective: Objective | None = None) -> Path:
+    """Run `config` to its end, or to a SIGTERM or Ctrl-C, after which `resume=True` goes on. Returns the run's folder.
+
+    objective: a callable as `objective` describes it, in place of the one that `config` names.
+    """
+    return make_trainer(config, objective).run()
 
 
-def make_trainer(config: TrainConfig) -> "Trainer":
+def make_trainer(config: TrainConfig, objective: Objective | None = None) -> "Trainer":
     """The run that the command line asks for: its data, its pipeline, its objective."""
     accelerator = make_accelerator(config)
     check_folder(config)
     start = find_start(config)
+    find_data(config, start)
     if start.preset.text_encoder and config.streaming:
         raise ValueError("streaming=True: a model of text embeds all captions before it begins.")
     data = load_data(config, start, "train", accelerator)
     pipeline = make_pipeline(start, data.class_names, config)
-    objective = make_objective(config.objective, pipeline, config.snr_gamma, config.distill_guidance)
+    belongs = [name for name in ("objective", "snr_gamma", "distill_guidance") if config.asked[name] is not None]
+    if objective is not None and belongs:
+        raise ValueError(
+            f"{belongs[0]}={config.asked[belongs[0]]!r} belongs to the objectives of ddpm_hf; train has another."
+        )
+    if objective is None:
+        objective = make_objective(config.objective, pipeline, config.snr_gamma, config.distill_guidance)
     held_out = load_held_out(config, start, pipeline, accelerator)
     if start.preset.text_encoder:
         with local_main_process_first(accelerator):  # it fills the machine's cache
@@ -84,6 +98,9 @@ class Trainer:
         objective: a callable as `objective` describes it.
         config: the options; `preset`, `init_from`, `dataset` and `objective` are told on the card only.
         validation_data: an `ImageDataset` for the held-out loss, or None.
+
+    Raises:
+        ValueError: a scheduler, data or an option that do not go with the pipeline, or a folder that holds another run.
     """
 
     def __init__(self, pipeline, data, objective, config: TrainConfig, validation_data=None, accelerator=None):
@@ -94,9 +111,13 @@ class Trainer:
         check_folder(config)
         checkpoint = broadcast_object_list([checkpoints.newest(self.folder) if config.resume else None])[0]
         self.pipeline, self.scheduler = pipeline, pipeline.scheduler
-        if config.label_dropout:
-            pipeline.encode()  # raises where the model has no null
+        _check_parts(pipeline, data, config)
+        for module in pipeline.unet.modules():  # DiT's own dropout of labels, on top of `label_dropout`
+            if isinstance(module, LabelEmbedding):
+                module.dropout_prob = 0.0
         unet, self.average = pipeline.unet, self._averaged(pipeline)
+        teacher = getattr(objective, "teacher", None)
+        self.teacher = None if teacher is None else checkpoints.fingerprint(teacher)
         if not is_sharded(self.accelerator):  # FSDP2 wants its parameters contiguous
             unet.to(memory_format=torch.channels_last)
         if config.gradient_checkpointing:
@@ -142,18 +163,12 @@ class Trainer:
     # ------------------------------------------------------------------ the loop
 
     def run(self) -> Path:
-        config, accelerator = self.config, self.accelerator
-        if accelerator.is_main_process:
-            if config.push_to_hub:
-                hub.prepare_push(self.folder, self.repo_id, private=config.hub_private_repo)
-            self.folder.mkdir(parents=True, exist_ok=True)
+        config, accelerator, lock = self.config, self.accelerator, FileLock(self.folder / ".lock")
+        on_main_process(accelerator, partial(self._claim_folder, lock))
         self._announce()
-        with self._locked_folder(), self.signals:
-            if accelerator.is_main_process:
-                config.save(self.folder / "run.yaml")
-                checkpoints.remove_old(self.folder, self.step, config.checkpoints_total_limit)
-                if self.averages:
-                    self.averages.drop_later(self.folder)
+        with ExitStack() as stack:
+            stack.callback(lock.release)
+            stack.enter_context(self.signals)
             options = asdict(config).items()
             tracked = {name: value if isinstance(value, (int, float)) else str(value) for name, value in options}
             accelerator.init_trackers("ddpm_hf", config=tracked)
@@ -177,21 +192,20 @@ class Trainer:
             " Ctrl-C saves and stops; --resume goes on."
         )
 
-    @contextmanager
-    def _locked_folder(self) -> Iterator[None]:
-        """Keep other runs out of this folder; the lock goes with the process that holds it."""
-        if not self.accelerator.is_main_process:
-            yield
-            return
-        lock = FileLock(self.folder / ".lock")
+    def _claim_folder(self, lock: FileLock) -> None:
+        """Keep other runs out of this folder, until the lock or its process ends, and bring it to the step at which the run begins."""
+        config = self.config
+        if config.push_to_hub:
+            hub.prepare_push(self.folder, self.repo_id, private=config.hub_private_repo)
+        self.folder.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
-            raise ValueError(f"output_dir={self.config.output_dir!r}: another run is training there.") from error
-        try:
-            yield
-        finally:
-            lock.release()
+            raise ValueError(f"output_dir={config.output_dir!r}: another run is training there.") from error
+        config.save(self.folder / "run.yaml")
+        checkpoints.remove_old(self.folder, self.step, config.checkpoints_total_limit)
+        if self.averages:
+            self.averages.drop_later(self.folder)
 
     def _loop(self) -> None:
         config, accelerator = self.config, self.accelerator
@@ -253,8 +267,10 @@ class Trainer:
                 self.averages.step()
         return torch.stack([total / config.gradient_accumulation_steps, grad_norm])
 
-    def _denoise(self, x_t: torch.Tensor, t: torch.Tensor, condition: dict) -> torch.Tensor:
-        return self.pipeline.denoise(x_t, t, condition, network=self.model)
+    def _denoise(self, x_t: torch.Tensor, t: torch.Tensor, condition: dict, network=None) -> torch.Tensor:
+        """`pipeline.denoise` under the run's autocast. network: another one than the trained, such as a teacher."""
+        with self.accelerator.autocast():
+            return self.pipeline.denoise(x_t, t, condition, network=self.model if network is None else network)
 
     def _condition(self, batch: dict, uniform: torch.Tensor) -> dict:
         """The condition of a batch, at times its null (`label_dropout`). uniform: in [0, 1), (B,)."""
@@ -296,8 +312,8 @@ class Trainer:
         if not (finite := means.isfinite().all(dim=1)).all():
             step = self.step - len(figures) + 1 + int((~finite).nonzero()[0])
             raise FloatingPointError(
-                f"The loss or its gradient is no longer finite at step {step}. The last good checkpoint is"
-                f" {checkpoints.newest(self.folder)}: go on from it with a lower learning_rate, or with mixed_precision bf16 or no."
+                f"The loss or its gradient is no longer finite at step {step}. The last checkpoint is"
+                f" {checkpoints.last(self.folder)}: go on from it with a lower learning_rate, or with mixed_precision bf16 or no."
             )
         (loss, grad_norm), lr = means.mean(dim=0).tolist(), self.lr_scheduler.get_last_lr()[0]
         speed = len(figures) * self.total_batch_size / seconds
@@ -342,7 +358,7 @@ class Trainer:
         try:
             yield
         except (OSError, RuntimeError, SafetensorError) as error:
-            kept = checkpoints.newest(self.folder)
+            kept = checkpoints.last(self.folder)
             raise OSError(f"The {what} of step {self.step} could not be written ({error}); {kept} is kept.") from error
 
     def _write_checkpoint(self, staging: Path) -> None:
@@ -360,6 +376,7 @@ class Trainer:
             limit, seconds = self.config.checkpoints_total_limit, time.perf_counter() - self.began
             facts = {"data": self.data.fingerprint, "parameters": self.parameter_names, "seconds": seconds}
             facts |= {"seed": self.config.seed, "hardware": describe_hardware(self.accelerator)}
+            facts |= {"teacher": self.teacher}
             checkpoints.commit(self.folder, self.step, limit, total_batch_size=self.total_batch_size, **facts)
         accelerator.wait_for_everyone()
 
@@ -371,7 +388,10 @@ class Trainer:
         results: dict = {"train_runtime": round(seconds, 1), "train_steps": self.step, "train_samples": samples}
         results |= {"num_processes": self.accelerator.num_processes, "hardware": describe_hardware(self.accelerator)}
         results |= figures or {}
-        hub.save(pipeline, folder, train_config=self.config.recipe(), train_results=results, **extras)
+        recipe = self.config.recipe()
+        if name := getattr(self.objective, "__name__", None):  # a function of the caller's
+            recipe |= {"objective": name, "snr_gamma": None}
+        hub.save(pipeline, folder, train_config=recipe, train_results=results, **extras)
 
     def _load_checkpoint(self, checkpoint: Path) -> tuple[int, float]:
         config, manifest = self.config, checkpoints.read_manifest(checkpoint)
@@ -383,6 +403,10 @@ class Trainer:
             )
         if manifest.get("seed", config.seed) != config.seed:
             raise ValueError(f"resume: {checkpoint} is of another run, with seed={manifest['seed']}.")
+        if manifest.get("teacher", self.teacher) != self.teacher:
+            raise ValueError(
+                f"init_from={config.init_from!r} does not have the weights that {checkpoint} was taught by."
+            )
         if manifest["step"] > config.max_train_steps:
             raise ValueError(f"max_train_steps={config.max_train_steps}: {checkpoint} is already beyond it.")
         if isinstance(self.data, StreamedImages):
@@ -443,6 +467,32 @@ class Trainer:
     def _say(self, message: str) -> None:
         if self.accelerator.is_main_process:
             tqdm.write(message)
+
+
+def _check_parts(pipeline: DDPMImagePipeline, data, config: TrainConfig) -> None:
+    """See that the pipeline can be trained on the data."""
+    if not isinstance(pipeline.scheduler, DDPMNoiseScheduler):
+        raise ValueError(
+            f"pipeline.scheduler is a {type(pipeline.scheduler).__name__}: training takes a DDPMNoiseScheduler, such as"
+            " DDPMNoiseScheduler.from_config(pipeline.scheduler.config)."
+        )
+    columns = {"class_labels"} if data.class_names else set()
+    if not isinstance(data, StreamedImages):
+        columns = set(data[[0]])
+    if missing := set(pipeline.takes) - columns:
+        raise ValueError(f"data has {sorted(columns)}: this pipeline is trained with {', '.join(missing)} as well.")
+    num_channels, num_classes = pipeline.unet.config.in_channels, len(data.class_names or ())
+    if data.num_channels != num_channels:
+        raise ValueError(f"data has images of {data.num_channels} channels: this network takes {num_channels}.")
+    if "class_labels" in pipeline.takes and num_classes > (known := len(pipeline.id2label) or pipeline.num_labels):
+        raise ValueError(f"data has {num_classes} classes: this pipeline knows {known}.")
+    if config.label_dropout:
+        try:
+            pipeline.encode()
+        except ValueError as error:
+            raise ValueError(
+                f"label_dropout={config.label_dropout} puts in the null, and 0 is none: {error}"
+            ) from error
 
 
 # ---------------------------------------------------------------------- what a run of the command line is made of

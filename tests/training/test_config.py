@@ -72,6 +72,20 @@ def test_warm_up_and_average_follow_the_length_of_the_run():
     assert TrainConfig("tiny", max_train_steps=60, ema_decay=0.5, lr_warmup_steps=0).ema_decay == 0.5
 
 
+def test_the_default_objective_named_is_the_same_run(tmp_path):
+    for preset, name in (("tiny", "simple"), ("fashion-mnist-nll", "hybrid")):
+        TrainConfig(preset).save(tmp_path / "run.yaml")
+        assert TrainConfig(preset, objective=name).differences(tmp_path / "run.yaml") == []
+    assert TrainConfig(preset, objective="simple").differences(tmp_path / "run.yaml") == ["objective"]
+
+
+@pytest.mark.parametrize("line", ["preset: of an earlier version", "seed: -1"])
+def test_a_run_whose_options_are_no_more_says_which(tmp_path, line):
+    (tmp_path / "run.yaml").write_text(line)
+    with pytest.raises(ValueError, match=f"run.yaml is no config of this version: {line.split(':')[0]}="):
+        TrainConfig("tiny").differences(tmp_path / "run.yaml")
+
+
 def test_the_configs_of_a_stock_model_are_a_preset(tmp_path, monkeypatch):
     model, options = tmp_path / "model", TINY_UNET | {"sample_size": 28, "num_class_embeds": 3}
     UNet2DModel(**options).save_config(model / "unet")

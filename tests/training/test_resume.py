@@ -16,6 +16,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
+from filelock import FileLock
 from training_runs import differences, fill_disk, kill, run, terminate
 
 from ddpm_hf.training.launch import ignore_foreign_signals
@@ -226,6 +227,12 @@ def test_workers_are_stopped_by_their_rank_alone(start):
 def test_accelerate_reads_its_configs(name, kind, num_machines, num_processes):
     config = load_config_from_file(str(ROOT / "accelerate_configs" / f"{name}.yaml"))
     assert (config.distributed_type, config.num_machines, config.num_processes) == (kind, num_machines, num_processes)
+
+
+def test_ranks_agree_that_another_run_is_there(tmp_path):
+    with FileLock(tmp_path / ".lock"):
+        assert run(tmp_path, 2, max_train_steps=2)[-1] == 1
+    assert "ValueError: output_dir=" in (tmp_path / "out-1.txt").read_text()
 
 
 def test_ranks_agree_that_there_are_no_held_out_images(tmp_path):

@@ -1,14 +1,18 @@
 """What a run starts from: the weights that are taken over, and what cannot be trained."""
 
+import shutil
+
 import pytest
 import torch
-from diffusers import DiTTransformer2DModel
+import yaml
+from diffusers import DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler, LCMScheduler, TCDScheduler
 from tiny import ASSETS, TINY_UNET
 from training_fixtures import tiny
 
 from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel, hub
 from ddpm_hf.training import Preset, TrainConfig, start
 from ddpm_hf.training.config import parse_args
+from ddpm_hf.training.trainer import make_trainer, train
 
 pytestmark = pytest.mark.usefixtures("tiny_preset")
 DIT = dict(sample_size=8, patch_size=4, in_channels=1, out_channels=1, num_layers=2, num_attention_heads=1)
@@ -60,6 +64,91 @@ def test_a_start_that_cannot_be_trained_is_refused(tmp_path):
         start.find_start(tiny(tmp_path, preset=None, init_from=str(tmp_path / "model")))
 
 
+def saved(folder, **parts):
+    """A tiny model of ten classes that says what it was trained on."""
+    classes = dict(enumerate(map(str, range(10))))
+    pipeline = unet(sample_size=28, num_class_embeds=11)
+    parts = {**pipeline.components, "id2label": classes} | parts
+    hub.save(DDPMImagePipeline(**parts), folder, train_config={"dataset": "photos"})
+    (folder / "run.yaml").write_text(yaml.safe_dump({"dataset": str(ASSETS / "idx"), "label_column": "label"}))
+    return folder
+
+
+def fine_tuning(tmp_path, **options) -> TrainConfig:
+    given = {"preset": None, "init_from": str(tmp_path / "model"), "max_train_steps": 2, "train_batch_size": 4}
+    return tiny(tmp_path, **given | {"num_validation_images": 0} | options)
+
+
+def test_a_run_that_names_no_data_takes_those_of_the_model_it_starts_from(tmp_path):
+    """And goes on by itself: a resumed run has in its folder what it needs of that model."""
+    saved(tmp_path / "model")
+    folder = train(fine_tuning(tmp_path, dataset=None))
+    asked = yaml.safe_load((folder / "run.yaml").read_text())
+    assert (asked["dataset"], asked["label_column"]) == (str(ASSETS / "idx"), "label")
+    shutil.rmtree(tmp_path / "model")
+    assert make_trainer(fine_tuning(tmp_path, dataset=None, max_train_steps=3, resume=True)).step == 2
+
+
+@pytest.mark.parametrize("way", ["init_from", "preset"])
+def test_a_model_that_does_not_tell_its_data_needs_them_named(tmp_path, way):
+    hub.save(unet(sample_size=28), tmp_path / "model")
+    options = {"preset": None, "dataset": None, way: str(tmp_path / "model")}
+    with pytest.raises(ValueError, match="model' does not tell what it was trained on; name the data set"):
+        make_trainer(tiny(tmp_path, **options))
+
+
+@pytest.mark.parametrize("scheduler", [LCMScheduler(), TCDScheduler(), FlowMatchEulerDiscreteScheduler()])
+def test_a_student_or_another_process_is_no_start(tmp_path, scheduler):
+    saved(tmp_path / "model", scheduler=scheduler)
+    with pytest.raises(ValueError, match=f"model' has a {type(scheduler).__name__}, of few steps or of no DDPM"):
+        start.find_start(fine_tuning(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("conditional", "classes", "told"),
+    [
+        (False, ["a", "b"], "has 2 classes: this network does not take them"),
+        (True, None, "has no classes: the network is made without them"),
+        (True, ["a", "b"], ""),
+    ],
+)
+def test_classes_that_are_not_used_or_not_there_are_named(tmp_path, caplog, conditional, classes, told):
+    preset = Preset(TINY_UNET, {}, {}, class_conditional=conditional)
+    start.make_pipeline(start.Start(preset, None), classes, tiny(tmp_path))
+    assert told in caplog.text and ("classes" in caplog.text) == bool(told)
+
+
+@pytest.mark.parametrize(
+    ("classes", "options", "saved_scale", "told"),
+    [
+        (["a"], {}, 3.0, ""),
+        (["a"], {"guidance_scale": 2.0}, 2.0, ""),
+        (None, {"guidance_scale": 2.0}, None, "guidance_scale=2.0 is not used: the network has no condition"),
+        (["a"], {"guidance_scale": 2.0, "objective": "consistency", "init_from": "m"}, 2.0, "not used: a student"),
+    ],
+)
+def test_guidance_is_the_one_that_is_asked_for_or_the_presets(tmp_path, caplog, classes, options, saved_scale, told):
+    preset = Preset(TINY_UNET, {}, {}, class_conditional=True, sampling={"guidance_scale": 3.0})
+    pipeline = start.make_pipeline(start.Start(preset, None), classes, tiny(tmp_path, **options))
+    assert pipeline.sampling.get("guidance_scale") == saved_scale
+    assert told in caplog.text and ("guidance_scale" in caplog.text) == bool(told)
+
+
+def test_another_teacher_is_another_run(tmp_path):
+    saved(tmp_path / "model")
+    options = {"objective": "consistency", "distill_guidance": 1.3, "mixed_precision": "bf16"}
+    trainer, dtypes = make_trainer(fine_tuning(tmp_path, **options)), set()
+    layer = trainer.objective.teacher.mid_block.resnets[0].conv1
+    layer.register_forward_hook(lambda _, inputs, output: dtypes.add(output.dtype))
+    trainer.run()
+    assert dtypes == {torch.bfloat16}  # the run's autocast
+    again = fine_tuning(tmp_path, **options, resume=True)
+    assert make_trainer(again).step == 2
+    hub.save(unet(sample_size=28, num_class_embeds=11), tmp_path / "model")
+    with pytest.raises(ValueError, match="model' does not have the weights that .*step-2 was taught by"):
+        make_trainer(again)
+
+
 def test_a_preset_that_starts_from_trained_weights_keeps_its_data():
     config = TrainConfig("cifar10", init_from="model")
     assert (config.dataset, config.random_flip, config.max_train_steps) == ("uoft-cs/cifar10", True, 2000)
@@ -77,8 +166,6 @@ def test_the_options_of_an_objective_are_refused_elsewhere(capsys):
 
 
 def test_streamed_data_have_no_held_out_loss_and_say_so(tmp_path, caplog):
-    from ddpm_hf.training.trainer import make_trainer
-
     options = {"dataset": str(ASSETS / "imagefolder"), "streaming": True}
     assert make_trainer(tiny(tmp_path, **options)).validation_data is None
     assert "No held-out loss: the data set is streamed" in caplog.text

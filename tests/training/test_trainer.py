@@ -13,7 +13,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from diffusers import DDIMScheduler, UNet2DModel
+from diffusers import DDIMScheduler, DiTTransformer2DModel, UNet2DModel
 from hub_fixtures import tiny_pipeline
 from huggingface_hub import HfApi, constants
 from PIL import Image
@@ -21,8 +21,9 @@ from safetensors.torch import load_file
 from tiny import ASSETS, ROOT, TINY_UNET
 from training_fixtures import tiny
 
-from ddpm_hf import DDPMImagePipeline, hub
-from ddpm_hf.data import load_image_dataset
+from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, hub
+from ddpm_hf.data import ImageDataset, load_image_dataset
+from ddpm_hf.objective import simple
 from ddpm_hf.training import checkpoints, launch
 from ddpm_hf.training import trainer as training
 from ddpm_hf.training.config import TrainConfig
@@ -216,7 +217,13 @@ def test_a_signal_in_the_last_phase_is_heeded(tmp_path, capsys, monkeypatch):
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(tmp_path):
     trainer = make_trainer(tiny(tmp_path, logging_steps=3, checkpointing_steps=2))
     step = trainer.train_step
-    trainer.train_step = lambda batches: step(batches) * (float("nan") if trainer.step == 4 else 1)
+
+    def diverge(batches):
+        for path in trainer.folder.glob("checkpoints/*/state/manifest.json"):  # the error stays the one that counts
+            path.write_text("damaged")
+        return step(batches) * (float("nan") if trainer.step == 4 else 1)
+
+    trainer.train_step = diverge
     with pytest.raises(FloatingPointError, match="step 5.*step-4"):
         trainer.run()
 
@@ -358,6 +365,49 @@ def test_sample_draws_classes_without_names(tmp_path, monkeypatch):
     assert Image.open(grid).height == 58 and 4 * 58 < Image.open(grid).width < 5 * 58  # with a margin for the label
 
 
+def test_sample_takes_the_labels_of_any_network():
+    shape = dict(sample_size=8, patch_size=4, in_channels=1, num_layers=1, num_attention_heads=1, attention_head_dim=8)
+    network = DiTTransformer2DModel(**shape, num_embeds_ada_norm=3, norm_num_groups=1)
+    assert sample.class_ids(DDPMImagePipeline(network, DDPMNoiseScheduler()), ["2"]) == [2]
+
+
+IMAGES = torch.zeros(12, 1, 28, 28, dtype=torch.uint8)
+LABELS = torch.arange(12) % 3
+
+
+@pytest.mark.parametrize(
+    ("parts", "data", "message"),
+    [
+        ({"scheduler": DDIMScheduler(20)}, (IMAGES, LABELS, ["a", "b", "c"]), "pipeline.scheduler is a DDIMScheduler"),
+        ({}, (IMAGES,), r"data has \['x_0'\]: this pipeline is trained with class_labels as well"),
+        ({}, (IMAGES.expand(-1, 3, -1, -1), LABELS, ["a", "b", "c"]), "3 channels: this network takes 1"),
+        (
+            {"id2label": {0: "a", 1: "b"}},
+            (IMAGES, LABELS, ["a", "b", "c"]),
+            "data has 3 classes: this pipeline knows 2",
+        ),
+        ({"id2label": None}, (IMAGES, LABELS, ["a", "b", "c"]), "label_dropout=0.1 puts in the null, and 0 is none: "),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused(tmp_path, parts, data, message):
+    pipeline = tiny_pipeline(labels={0: "a", 1: "b", 2: "c"}, sample_size=28)
+    pipeline = DDPMImagePipeline(**{**pipeline.components, **pipeline.parameters, **parts})
+    with pytest.raises(ValueError, match=message):
+        training.Trainer(pipeline, ImageDataset(*data), simple, tiny(tmp_path))
+
+
+def test_labels_are_dropped_by_the_run_alone(tmp_path):
+    """DiT's own dropout of labels, a tenth in each block, would come on top of label_dropout."""
+    shape = dict(sample_size=28, patch_size=4, in_channels=1, out_channels=1, num_layers=1, num_attention_heads=1)
+    network = DiTTransformer2DModel(**shape, attention_head_dim=8, num_embeds_ada_norm=3, norm_num_groups=1)
+    pipeline = DDPMImagePipeline(network.train(), DDPMNoiseScheduler(20), {0: "a", 1: "b", 2: "c"})
+    torch.nn.init.normal_(network.proj_out_1.weight)
+    torch.nn.init.normal_(network.proj_out_2.weight)
+    training.Trainer(pipeline, ImageDataset(IMAGES, LABELS, ["a", "b", "c"]), simple, tiny(tmp_path))
+    output = pipeline.denoise(torch.ones(64, 1, 28, 28), 5, pipeline.encode(class_labels=[1] * 64))
+    assert (output - output[:1]).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -413,7 +463,7 @@ def test_the_same_run_in_other_words_goes_on(tmp_path):
     TrainConfig("cifar10").save(path)  # which names no number of channels
     assert TrainConfig("cifar10", prediction_type="epsilon", variance_type="fixed_large").differences(path) == []
     path.write_text(yaml.safe_dump(shown | {"preset": "of an earlier version"}))
-    with pytest.raises(ValueError, match="another preset:"):
+    with pytest.raises(ValueError, match="run.yaml is no config of this version: preset='of an earlier version'"):
         make_trainer(tiny(tmp_path, resume=True))
 
 
