@@ -16,6 +16,7 @@ from ..scheduling_ddpm_noise import DDPMNoiseScheduler
 from .measures import METRICS
 
 SAMPLERS: dict[str, tuple[Any, dict]] = {  # name -> scheduler class, its words to the pipeline
+    "own": (None, {}),  # the model's
     "ddpm": (DDPMNoiseScheduler, {}),
     "ddim": (DDPMNoiseScheduler, {"eta": 0.0}),
     "sde-dpmsolver++": (DDPMNoiseScheduler, {"eta": 1.0, "solver_order": 2}),
@@ -52,7 +53,9 @@ class EvaluationConfig:
     )
     seed: int = field(default=0, metadata={"help": "of the samples and of the choice of real images"})
     batch_size: int = field(default=100, metadata={"help": "images at once on each rank"})
-    sampler: str | None = field(default=None, metadata={"help": f"of {', '.join(SAMPLERS)}; default: the model's own"})
+    sampler: str | None = field(
+        default=None, metadata={"help": f"of {', '.join(SAMPLERS)}; own is the model's, and the default"}
+    )
     num_inference_steps: int | None = field(default=None, metadata={"help": "default: the model's own"})
     eta: float | None = field(default=None, metadata={"help": "0 is DDIM, 1 DDPM; default: the model's own"})
     solver_order: int | None = field(default=None, metadata={"help": "1 or 2; default: the model's own"})

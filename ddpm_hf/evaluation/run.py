@@ -110,6 +110,8 @@ class Evaluation:
         is_text = "prompt_embeds" in self.pipeline.takes
         options: dict[str, Any] = {name: getattr(config, name) for name in DATA_OPTIONS}
         options |= {"conditions": ("captions",) if is_text else ("class_labels",)}
+        if is_text and config.label_column:  # what accuracy is about
+            options["conditions"] += ("class_labels",)
         options |= {"num_channels": unet.in_channels, "image_size": unet.sample_size}
         data: Any = load_image_dataset(config.dataset, split=split, **options)
         if is_text:
@@ -142,7 +144,7 @@ class Evaluation:
 
     def _sampler(self, name: str | None):
         """The pipeline under another sampler; the model's number of steps and guidance stay its defaults."""
-        if name is None:
+        if name in (None, "own"):
             return self.pipeline
         pipeline = copy.copy(self.pipeline)
         pipeline.scheduler = SAMPLERS[name][0].from_config(self.scheduler_config)
@@ -169,10 +171,13 @@ class Evaluation:
         if self.config.sweep:
             return ["fid"]
         if self.config.metrics is None:
-            suits = {"accuracy": "class_labels" in self.pipeline.takes}
+            suits = {"accuracy": bool(self.pipeline.takes and self.test.class_names)}
             return [name for name, metric in METRICS.items() if metric.by_default and suits.get(name, True)]
-        if "accuracy" in self.config.metrics and "class_labels" not in self.pipeline.takes:
-            raise ValueError(f"metrics has 'accuracy', but model={self.model!r} takes no class labels.")
+        if "accuracy" in self.config.metrics and not (self.pipeline.takes and self.test.class_names):
+            raise ValueError(
+                f"metrics has 'accuracy': model={self.model!r} takes {self.pipeline.takes or 'no condition'}, the test images"
+                f" have the classes {self.test.class_names}; of a text model label_column names them."
+            )
         return list(dict.fromkeys(self.config.metrics))
 
     def _load_measures(self) -> None:
@@ -362,7 +367,7 @@ class Evaluation:
         """What the report shows, a row for each class or one without a name: "samples", (n, C, H, W), and "neighbors": the samples nearest to a
         training image with that image, (n, 2, C, H, W)."""
         rows, num_samples, num_pairs = {"": np.arange(len(images))}, 64, 12
-        if "class_labels" in self.pipeline.takes:
+        if self.pipeline.takes and self.test.class_names:
             labels, num_samples, num_pairs = self.test.labels[self.subset].numpy(), 8, 3
             rows = {self.test.class_names[i]: (labels == i).nonzero()[0] for i in np.unique(labels)[:MAX_ROWS]}
         drawn: dict[str, dict] = {"samples": {name: images[row[:num_samples]] for name, row in rows.items()}}

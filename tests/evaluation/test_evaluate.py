@@ -316,6 +316,7 @@ def test_a_model_of_text_is_asked_for_the_captions_of_test_images(home, tmp_path
     save_images(tmp_path / "data", 120)
     paths = sorted(tmp_path.glob("data/*/*.png"))
     rows = [{"file_name": str(path.relative_to(tmp_path / "data")), "text": f"a {path.parent.name}"} for path in paths]
+    rows = [row | {"kind": path.parent.name} for row, path in zip(rows, paths)]
     (tmp_path / "data" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     unet = DDPMUNet2DModel(**UNET, class_embed_type="identity", time_embedding_dim=16)
     pipe = DDPMImagePipeline(unet, DDPMNoiseScheduler(**CHAIN), **text_parts)
@@ -331,6 +332,9 @@ def test_a_model_of_text_is_asked_for_the_captions_of_test_images(home, tmp_path
     assert (unit_to_uint8(own).int() - samples(measured).int()).abs().max() <= 1
     result, drawn = measured.run()
     assert np.isfinite(list(result["metrics"].values())).all() and list(drawn["samples"]) == [""]
+    changes |= {"metrics": ["accuracy"], "label_column": "kind"}  # whether the picture is of the prompt's kind
+    result, _ = evaluate(str(tmp_path / "text"), EvaluationConfig(**options(home, **changes)))
+    assert set(result["metrics"]) == {"accuracy"} and result["floors"]["accuracy"] > 0.3
 
 
 def test_a_model_with_learned_variance_is_measured(home):
@@ -341,9 +345,7 @@ def test_a_model_with_learned_variance_is_measured(home):
 @pytest.mark.parametrize("model", ["model", "learned"])
 def test_sweep_measures_every_sampler(home, tmp_path, model):
     config = EvaluationConfig(
-        **options(
-            home, num_inference_steps=None, sweep=["ddpm:20", *[f"{name}:4" for name in SAMPLERS if name != "ddpm"]]
-        )
+        **options(home, num_inference_steps=None, sweep=[f"{name}:{20 if name == 'ddpm' else 4}" for name in SAMPLERS])
     )
     result, _ = evaluate(str(home / model), config)
     assert [point["sampler"] for point in result["sweep"]] == list(SAMPLERS)
@@ -555,7 +557,7 @@ def test_samples_are_drawn_on_any_accelerator(home, monkeypatch):
             "fid cannot be measured: classifier='./no' cannot be loaded",
         ),
         ("model", {"classifier": "./no"}, "classifier='./no' cannot be loaded"),
-        ("stock", {"metrics": ["accuracy"]}, "metrics has 'accuracy', but model=.*stock' takes no class labels"),
+        ("stock", {"metrics": ["accuracy"]}, "metrics has 'accuracy': model=.*stock' takes no condition"),
         ("stock", {"guidance_scale": 2.0}, "guidance_scale=2.0 needs class_labels"),
         ("stock", {"sweep": ["ddim:4"], "num_inference_steps": None, "classifier": "./no"}, "fid cannot be measured"),
         ("nowhere", {}, "nowhere"),
