@@ -11,7 +11,7 @@ from functools import partial
 import torch
 import torch._inductor.config
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, LCMScheduler, UNet2DModel
 from rounds import compare, seconds_per_call, take_turns
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -239,7 +239,7 @@ def evaluation(options) -> list[dict]:
 
 
 def sampling(options) -> list[dict]:
-    """16 images, from noise to PIL: the paper's 1000 ancestral steps, 50 of them, and ours as a user calls it."""
+    """16 images, from noise to PIL: the paper's 1000 ancestral steps, 50 of them, ours as a user calls it, and the few steps of a student."""
     pipes, steps = pipelines(), options.steps
 
     def side(call) -> float:
@@ -253,21 +253,29 @@ def sampling(options) -> list[dict]:
         "50 steps": partial(side, partial(pipes["ours"], num_inference_steps=min(50, steps))),
         "default": partial(side, pipes["ours"]),
     }
-    for pipe in pipes.values():  # warm up
+    few = DDPMImagePipeline(pipes["ours"].unet, LCMScheduler(), sampling={"num_inference_steps": 4})
+    few.set_progress_bar_config(disable=True)
+    few_steps = {n: f"a few-step student's {n} in float32" for n in (4, 2, 1)}
+    sides |= {
+        name: partial(side, partial(few, num_inference_steps=n, autocast=False)) for n, name in few_steps.items()
+    }
+    for pipe in (*pipes.values(), few):  # warm up
         pipe(batch_size=16, num_inference_steps=2)
+    one = [seconds_per_call(partial(few, batch_size=1), options.seconds) for _ in range(options.rounds)]
     values = take_turns(sides, options.rounds)
     peer = f"diffusers, {steps} steps"
     theirs = {peer: values.pop("diffusers")}
+    targets = {"default": 40.0, few_steps[4]: 200.0, few_steps[2]: 400.0}
     return [
         compare(
             f"16 images, {name}",
             "s",
             {"ours": ours} | theirs,
             lower_is_better=True,
-            targets={peer: 40.0} if name == "default" else {},
+            targets={peer: targets.get(name)},
         )
         for name, ours in values.items()
-    ]
+    ] + [compare("1 image, a few-step student's 4", "s", {"ours": one}, lower_is_better=True)]
 
 
 # ---------------------------------------------------------------------- scheduler

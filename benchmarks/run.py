@@ -8,7 +8,7 @@ The sections, in `parts` (in this process) and `programs` (each program in a pro
     roof         GFLOP/s of oneDNN's convolutions and of a matrix product, float32 and bfloat16
     unet         the U-Net with stock's weights, forward and backward; training steps of the presets, with the share of the roof
     evaluation   the network inside the pipelines' default modes
-    sampling     16 images by 1000 ancestral steps, by 50, and by our default
+    sampling     16 images by 1000 ancestral steps, by 50, by our default, and by the few of a student
     scheduler    `step` alone at batch 1
     training     training programs with data loading; diffusers' train_unconditional.py is run from CHECKOUT, a clone of diffusers
     startup      from the interpreter's start to a saved image; peak memory
