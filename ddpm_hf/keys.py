@@ -1,46 +1,99 @@
-"""Every random key: what is random about a sample depends on (seed, its position) alone, never on the state of a global generator."""
+"""Every random key: what is random about a sample depends on (seed, its position) alone, never on the state of a global generator.
+
+A key is the state of a SplitMix64 generator (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195), which is counter-based: any output is
+computed without those before it. Output number p of the seed is the key of position p. The key itself decides on t and on the condition;
+its outputs 0, 1, ... are the sample's noise, and those below 0 its other decisions. All of it is arithmetic on whole batches of int64, which
+gives the same bits on every device.
+"""
 
 import functools
-import hashlib
 
 import numpy as np
 import torch
 
+# SplitMix64's constants, as int64.
+GAMMA = 0x9E3779B97F4A7C15 - 2**64
+FACTORS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 
-def mixed_key(seed: int, position: int) -> int:
-    """A well-mixed 63-bit key (splitmix64): generators on the CPU look at 32 bits of it, so neighbours must differ everywhere."""
-    z = (seed * 0x9E3779B97F4A7C15 + (position + 1) * 0xD1B54A32D192ED03) & (2**64 - 1)
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
-    return (z ^ (z >> 31)) >> 1
+FLIP, CAPTION = np.array([-1]), np.array([-2])  # numbers of the outputs that decide on these
+LOW = 2**32 - 1
+
+
+def outputs(keys, numbers):
+    """The outputs of these numbers of the generators with these keys, 64 bits each: int64 arrays or tensors, which broadcast. Products wrap."""
+    z = keys + (numbers + 1) * GAMMA
+    for shift, factor in zip((30, 27), FACTORS):
+        z ^= _shifted(z, shift)
+        z *= factor
+    z ^= _shifted(z, 31)
+    return z
+
+
+def _shifted(z, shift: int):
+    high = z >> shift
+    high &= 2 ** (64 - shift) - 1  # int64 shifts its sign in
+    return high
+
+
+def keys_of(seed: int, positions: np.ndarray) -> np.ndarray:
+    """The keys of the samples at `positions`; both int64 (B,)."""
+    return outputs(np.array([seed % 2**64], np.uint64).view(np.int64), positions)
+
+
+def below(limits: int | np.ndarray, bits: np.ndarray) -> np.ndarray:
+    """Uniform numbers in range(limit), int64, from the upper half of the bits. limits: up to 2**31."""
+    return (bits >> 32 & LOW) * limits >> 32
+
+
+def normal(keys: np.ndarray, like: torch.Tensor) -> torch.Tensor:
+    """Standard normals like `like` (B, ...), two from each output of the keys, int64 (B,).
+
+    They are made in float64, by the inverse of the normal distribution at 32 bits, so that devices differ in float32's last bit at most.
+    """
+    size, device = like[0].numel(), like.device
+    num_outputs = (size + 1) // 2
+    if device.type == "cpu":  # where numpy's loops are faster
+        words = torch.from_numpy(outputs(keys[:, None], np.arange(num_outputs)))
+    else:
+        on_device = torch.from_numpy(keys).to(device, non_blocking=True)
+        words = outputs(on_device[:, None], torch.arange(num_outputs, device=device))
+    halves = words.view(torch.int32)[:, :size]
+    noise = halves.double().add_(0.5).mul_(2**-31).erfinv_().mul_(2**0.5)
+    return torch.empty_like(like).copy_(noise.view(like.shape))
 
 
 def draw(
     x_0: torch.Tensor, positions: torch.Tensor, seed: int, num_train_timesteps: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """For each sample of a batch: t int64 (B,), noise like x_0 (B, C, H, W), and u in [0, 1) (B,) to decide on its condition.
+    """For each sample of a batch: t int64 (B,), noise like x_0 (B, C, H, W), and u in [0, 1) float64 (B,) to decide on its condition.
 
     positions: int64 (B,) on the CPU, each sample's number in the whole run.
     """
-    generator = torch.Generator(x_0.device)
-    noise, uniform = torch.empty_like(x_0), x_0.new_empty(len(x_0), 2, dtype=torch.float64)
-    for i, position in enumerate(positions.tolist()):
-        generator.manual_seed(mixed_key(seed, position))
-        uniform[i].uniform_(generator=generator)
-        noise[i].normal_(generator=generator)
-    t = (uniform[:, 0] * num_train_timesteps).long()
-    return t, noise, uniform[:, 1]
+    keys = keys_of(seed, positions.numpy())
+    host = below(num_train_timesteps, keys), (keys & LOW) * 2.0**-32
+    t, uniform = (torch.from_numpy(values).to(x_0.device, non_blocking=True) for values in host)
+    return t, normal(keys, x_0), uniform
 
 
-def is_flipped(seed: int | None, position: int) -> bool:
-    """A fair coin that depends on nothing but (seed, position); never heads for the seed None."""
-    return seed is not None and hashlib.blake2b(f"flip {seed} {position}".encode(), digest_size=1).digest()[0] % 2 == 1
+def is_flipped(seed: int, positions: np.ndarray) -> np.ndarray:
+    """A fair coin for each sample: bool (B,)."""
+    return outputs(keys_of(seed, positions), FLIP) < 0
 
 
-def caption_index(seed: int, position: int, num_captions: int) -> int:
-    """Which of its captions the sample at `position` is given: uniform in range(num_captions)."""
-    digest = hashlib.blake2b(f"caption {seed} {position}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest) % num_captions
+def caption_index(seed: int, positions: np.ndarray, num_captions: int | np.ndarray) -> np.ndarray:
+    """Which of its captions each sample is given: int64 (B,), uniform in range(num_captions)."""
+    return below(num_captions, outputs(keys_of(seed, positions), CAPTION))
+
+
+def dropout_seed(seed: int, forward: int) -> int:
+    """The seed of the global generator, which dropout draws from, for the run's forward pass of this number."""
+    return int(keys_of(seed, np.array([-1 - forward]))[0])  # keys from 0 on are the samples'
+
+
+def draw_positions(strata: list[range], keys: np.ndarray) -> np.ndarray:
+    """One position from each stratum for each key: int64 (B, S). No timestep has these numbers, so no noise has these bits."""
+    starts, lengths = np.array([(stratum.start, len(stratum)) for stratum in strata]).T
+    return starts + below(lengths, outputs(keys[:, None], -1 - np.arange(len(strata))))
 
 
 @functools.lru_cache(maxsize=2)  # batches straddle two epochs
@@ -53,13 +106,3 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
 def sample_key(seed: int, index: int) -> int:
     """The seed of sample number `index`, far from those of all other (seed, index)."""
     return int(np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0])
-
-
-def draw_positions(strata: list[range], seed: int, index: int) -> torch.Tensor:
-    """One position from each stratum, keyed by (seed, image); the third word is no timestep: no noise has that key."""
-    uniforms = np.random.default_rng((seed, index, 2**32 - 1)).random(len(strata))
-    return torch.tensor([stratum[int(u * len(stratum))] for stratum, u in zip(strata, uniforms)])
-
-
-def draw_noise(shape: torch.Size, seed: int, index: int, t: int) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng((seed, index, t)).standard_normal(tuple(shape)))

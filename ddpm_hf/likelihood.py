@@ -21,7 +21,7 @@ from itertools import pairwise
 
 import torch
 
-from .keys import draw_noise, draw_positions
+from .keys import draw_positions, keys_of, normal, outputs
 
 
 @dataclass
@@ -80,17 +80,19 @@ def variational_bound(
     condition: dict[str, torch.Tensor] | None = None,
     num_timesteps: int | None = None,
     seed: int = 0,
+    device: torch.device | str | None = None,
 ) -> Bound:
     """The bound of one batch under a network and the chain of `scheduler`.
 
     Args:
         denoise: denoise(x_t, t, condition) -> the network's output, as `DDPMImagePipeline.denoise`; put the network in eval mode first.
         scheduler: a DDPMNoiseScheduler; clipping of x_0 (as in the paper) and the variance of p are as configured.
-        x_0: 8-bit images in [-1, 1], float (B, C, H, W), on the model's device.
-        indices: each image's number in its data set, int64 (B,): with `seed` the key of its noise.
+        x_0: 8-bit images in [-1, 1], float (B, C, H, W). Their values are checked where they are: on the CPU that waits for no accelerator.
+        indices: each image's number in its data set, int64 (B,) on the CPU: with `seed` the key of its noise.
         condition: keyword tensors of the network, batch first, as `DDPMImagePipeline.encode` makes them.
         num_timesteps: how many timesteps are evaluated for each image; None is all of them, the exact sum.
-        seed: of noise and timesteps, 0 or above.
+        seed: of noise and timesteps.
+        device: the model's, where the result is; None is that of x_0.
 
     Raises:
         ValueError: x_0 is not 8-bit images in [-1, 1], num_timesteps does not fit the chain, or the model's channels
@@ -102,22 +104,22 @@ def variational_bound(
             "x_0 must hold 8-bit images scaled to [-1, 1] (k / 127.5 - 1); bits/dim of others has no meaning. Got"
             f" values from {x_0.min():.4f} to {x_0.max():.4f}, on the 256 levels or between them."
         )
-    x_0 = (levels.round() / 127.5) - 1
+    x_0 = ((levels.round() / 127.5) - 1).to(device, non_blocking=True)
     chain = scheduler.timesteps.flip(0).cpu()  # ascending: position 0 is the decoder's
     strata = split_chain(len(chain), num_timesteps)
-    timesteps = torch.stack([chain[draw_positions(strata, seed, int(i))] for i in indices])
+    keys = keys_of(seed, indices.numpy())
+    timesteps = chain[torch.from_numpy(draw_positions(strata, keys))]
     terms = []
     for column in timesteps.T:
-        draws = [draw_noise(x_0.shape[1:], seed, int(i), int(t)) for i, t in zip(indices, column)]
-        noise, t = torch.stack(draws).to(x_0.device), column.to(x_0.device)
+        noise, t = normal(outputs(keys, column.numpy()), x_0), column.to(x_0.device, non_blocking=True)
         x_t = scheduler.add_noise(x_0, noise, t)
         model_output = denoise(x_t, t, condition or {})
-        terms.append(bound_term(scheduler, model_output, x_0, x_t, t).cpu())
+        terms.append(bound_term(scheduler, model_output, x_0, x_t, t))
     return Bound(
-        prior=prior_term(scheduler, x_0).cpu(),
+        prior=prior_term(scheduler, x_0),
         terms=torch.stack(terms, dim=1),
-        timesteps=timesteps,
-        weights=torch.tensor([len(stratum) for stratum in strata], dtype=torch.float64),
+        timesteps=timesteps.to(x_0.device, non_blocking=True),
+        weights=torch.tensor([len(stratum) for stratum in strata]).to(x_0, non_blocking=True),
     )
 
 
@@ -155,13 +157,13 @@ def bound_term(
     mean_q, variance_q = scheduler.posterior(x_0, x_t, timesteps)
     kl = normal_kl(mean_q, variance_q.log(), mean_p, log_variance_p)
     decoder = -discretized_log_likelihood(x_0, mean_p, log_variance_p)
-    is_last = (timesteps == scheduler.timesteps[-1].to(timesteps.device)).view(-1, 1, 1, 1)
+    is_last = (timesteps == scheduler.timesteps[-1].to(timesteps.device, non_blocking=True)).view(-1, 1, 1, 1)
     return _bits_per_dim(torch.where(is_last, decoder, kl))
 
 
 def prior_term(scheduler, x_0: torch.Tensor) -> torch.Tensor:
     """L_T of each image: (B,) bits per dimension; 0 for a chain that ends in noise."""
-    mean, variance = scheduler.q_mean_variance(x_0, scheduler.timesteps[0].to(x_0.device))
+    mean, variance = scheduler.q_mean_variance(x_0, scheduler.timesteps[0].to(x_0.device, non_blocking=True))
     return _bits_per_dim(normal_kl(mean, variance.log(), torch.zeros_like(mean), torch.zeros_like(variance)))
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ddpm_hf.keys import keys_of, normal, outputs
 from ddpm_hf.likelihood import Bound, discretized_log_likelihood, split_chain, variational_bound
 from ddpm_hf.scheduling_ddpm_noise import DDPMNoiseScheduler
 
@@ -101,7 +102,8 @@ def test_every_term_equals_the_formula(prediction_type, variance_type):
     assert bound.timesteps.tolist() == [list(range(len(BETAS)))] * 3
     for row, index in enumerate([5, 0, 9]):
         for t in range(len(BETAS)):
-            noise = np.random.default_rng((3, index, t)).standard_normal(SHAPE)
+            key = outputs(keys_of(3, np.array([index])), np.array([t]))
+            noise = normal(key, x_0[:1])[0].numpy()
             x_t = ALPHAS_CUMPROD[t] ** 0.5 * x_0[row].numpy() + (1 - ALPHAS_CUMPROD[t]) ** 0.5 * noise
             expected = reference_term(x_0[row].numpy(), x_t, t, variance_type).mean() / math.log(2)
             assert bound.terms[row, t].item() == pytest.approx(expected, abs=1e-9)

@@ -216,7 +216,7 @@ class ImageDataset(torch.utils.data.Dataset):
         positions, indices = map(list, zip(*indices)) if isinstance(indices[0], tuple) else (None, indices)
         pixels = self._pixels[indices]
         if self.random_flip and positions is not None:
-            flipped = torch.tensor([is_flipped(self.seed, position) for position in positions])
+            flipped = torch.from_numpy(is_flipped(self.seed, np.array(positions)))
             pixels = torch.where(flipped[:, None, None, None], pixels.flip(-1), pixels)
         batch: dict = {"x_0": to_x_0(pixels)}
         if positions is not None:
@@ -227,7 +227,8 @@ class ImageDataset(torch.utils.data.Dataset):
             several = [self.captions[i] for i in indices]
             prompt = [captions[0] for captions in several]
             if positions is not None:
-                drawn = [caption_index(self.seed, p, len(captions)) for p, captions in zip(positions, several)]
+                counts = np.array([len(captions) for captions in several])
+                drawn = caption_index(self.seed, np.array(positions), counts)
                 prompt = [captions[k] for k, captions in zip(drawn, several)]
             if self._embeddings is None:
                 batch["prompt"] = prompt

@@ -97,7 +97,7 @@ class StreamedImages(torch.utils.data.IterableDataset):
             self.num_skipped += 1
             logger.warning(f"{error}; {self.num_skipped} skipped so far")
             return None
-        if self.random_flip and is_flipped(self.seed, position):
+        if self.random_flip and is_flipped(self.seed, np.array([position]))[0]:
             pixels = pixels.flip(-1)
         sample: dict = {"x_0": to_x_0(pixels), "position": torch.tensor(position)}
         if fields.label is not None:
@@ -107,5 +107,5 @@ class StreamedImages(torch.utils.data.IterableDataset):
             sample["class_labels"] = torch.tensor(label)
         if fields.caption is not None:
             captions = as_captions(row[fields.caption], name)
-            sample["prompt"] = captions[caption_index(self.seed, position, len(captions))]
+            sample["prompt"] = captions[caption_index(self.seed, np.array([position]), len(captions))[0]]
         return sample

@@ -293,12 +293,10 @@ class Evaluation:
             index = torch.from_numpy(self.subset[indices.start : indices.stop])
             batch = self.test[index.tolist()]
             condition = pipeline.encode(**{name: batch[name] for name in pipeline.takes}, batch_size=len(index))
+            images = batch["x_0"], index, condition, num_timesteps, config.seed, self.state.device
             with self.autocast():
-                x_0 = batch["x_0"].to(self.state.device)
-                found = variational_bound(
-                    pipeline.denoise, scheduler, x_0, index, condition, num_timesteps, config.seed
-                )
-            return vars(found)
+                found = variational_bound(pipeline.denoise, scheduler, *images)
+            return {name: value.cpu() for name, value in vars(found).items()}
 
         what = (*self._model_key(scheduler), num_timesteps, config.seed, self.test.fingerprint)
         batches = self._over_batches(config.num_images, compute, "bpd", *what)

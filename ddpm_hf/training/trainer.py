@@ -35,7 +35,7 @@ from tqdm.auto import tqdm
 from .. import hub
 from ..data import SampleOrder, StreamedImages, collate_batch, load_image_dataset
 from ..hardware import describe_hardware
-from ..keys import draw, mixed_key
+from ..keys import draw, dropout_seed
 from ..objective import Objective, drop_condition, make_objective
 from ..pipeline_ddpm_image import DDPMImagePipeline
 from ..scheduling_ddpm_noise import DDPMNoiseScheduler
@@ -249,8 +249,7 @@ class Trainer:
             condition = self._condition(batch, uniform)
             with accelerator.accumulate(self.model):
                 forward = (self.step * config.gradient_accumulation_steps + i) * accelerator.num_processes
-                # Dropout's; keys from 0 on are the samples'.
-                torch.manual_seed(mixed_key(config.seed, -1 - forward - accelerator.process_index))
+                torch.manual_seed(dropout_seed(config.seed, forward + accelerator.process_index))
                 loss = self.objective(self._denoise, self.scheduler, x_0, t, noise, condition).mean()
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
