@@ -15,7 +15,11 @@ import torch
 GAMMA = 0x9E3779B97F4A7C15 - 2**64
 FACTORS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 
-FLIP, CAPTION = np.array([-1]), np.array([-2])  # numbers of the outputs that decide on these
+FLIP, CAPTION, CONDITION = (
+    np.array([-1]),
+    np.array([-2]),
+    np.array([-3]),
+)  # numbers of the outputs that decide on these
 LOW = 2**32 - 1
 
 
@@ -94,6 +98,11 @@ def draw_positions(strata: list[range], keys: np.ndarray) -> np.ndarray:
     """One position from each stratum for each key: int64 (B, S). No timestep has these numbers, so no noise has these bits."""
     starts, lengths = np.array([(stratum.start, len(stratum)) for stratum in strata]).T
     return starts + below(lengths, outputs(keys[:, None], -1 - np.arange(len(strata))))
+
+
+def condition_seeds(seed: int, positions: np.ndarray) -> np.ndarray:
+    """Seeds of what is random in the condition images of the samples at `positions`: uint64 (B,)."""
+    return outputs(keys_of(seed, positions), CONDITION).view(np.uint64)
 
 
 @functools.lru_cache(maxsize=2)  # batches straddle two epochs

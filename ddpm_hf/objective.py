@@ -141,10 +141,13 @@ def make_objective(name: str | None, pipeline, snr_gamma: float = 0.0, guidance:
     return partial({"simple": simple, "hybrid": hybrid}[name], snr_gamma=snr_gamma)
 
 
-def drop_condition(given: dict, null: dict, dropped: torch.Tensor) -> dict:
-    """Replace the condition by its null where `dropped`, bool (B,) (classifier-free guidance, arXiv:2207.12598, Algorithm 1)."""
+def drop_condition(given: dict, null: dict, uniform: torch.Tensor, rate: float) -> dict:
+    """Replace the condition by its null where uniform, (B,) in [0, 1), is below `rate` (classifier-free guidance, arXiv:2207.12598,
+    Algorithm 1). Of a condition of two parts each one alone and both are dropped a third of these times (arXiv:2211.09800, Section 3.2.1)."""
+    subset = 1 + (uniform / rate * (2 ** len(given) - 1)).long()  # its bits say which parts
+    dropped = {name: (uniform < rate) & (subset >> i & 1).bool() for i, name in enumerate(given)}
     return {
-        name: torch.where(dropped.view(-1, *[1] * (value.ndim - 1)), null[name], value)
+        name: torch.where(dropped[name].view(-1, *[1] * (value.ndim - 1)), null[name], value)
         for name, value in given.items()
     }
 

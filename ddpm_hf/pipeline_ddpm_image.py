@@ -6,7 +6,8 @@ A condition is a dict of keyword tensors for the network, batch first. `encode` 
 guidance subtracts, and `denoise` calls the network: training, likelihood and evaluation go through these three as well.
 Classifier-free guidance (arXiv:2207.12598 Eq. 6, in the form diffusers uses): out = null + scale * (given - null).
 
-`image` conditions a trained model on what is known of a picture, without training: `Measurement`, below (DDNM, arXiv:2212.00490).
+`image` conditions a trained model on what is known of a picture, without training: `Measurement`, below (DDNM, arXiv:2212.00490). A model
+with an `image_condition` was trained on it: what is known goes in as channels beside x_t (SR3, arXiv:2104.07636; Palette, arXiv:2111.05826).
 
 Takes what `diffusers.DDPMPipeline` takes, in its order, then ours; any network and any scheduler of diffusers. The file stands alone: every
 saved model has a copy.
@@ -68,6 +69,11 @@ class Measurement:
             x_0 = x_0 + F.interpolate(missing[None], x_0.shape[1:])[0]  # x_0 + A+(y - A x_0), DDNM Eq. 13
         return x_0
 
+    def as_channels(self, size: Sequence[int]) -> torch.Tensor:
+        """What a network takes beside x_t (B, C, H, W), size (C, H, W): A+ y, and 1 where it is known; both are 0 elsewhere. (B or 1, C + 1, H, W)."""
+        repeated = F.interpolate((self.known * self.y)[None], tuple(size))[0]
+        return torch.cat([repeated, F.interpolate(self.known, tuple(size[1:]))], dim=1)
+
     def correct_output(
         self, output: torch.Tensor, x_t: torch.Tensor, abar: torch.Tensor, prediction_type: str
     ) -> torch.Tensor:
@@ -88,6 +94,8 @@ class DDPMImagePipeline(DiffusionPipeline):
         text_encoder, tokenizer: of transformers, frozen, for a model of text: one whose class labels are vectors
             (class_embed_type="identity"). A prompt's vector is the mean of its tokens, normalised, times sqrt(D).
         id2label: names of the classes; a label beyond them is the null label of classifier-free guidance.
+        image_condition: how the image is made that the network takes beside x_t, one of IMAGE_CONDITIONS, or the name of the data set's
+            column that has it. Of x_0 with C channels it takes C of what is known, and one that is 1 where it is known (`Measurement`).
         sampling: how the model wants to be sampled, any of {"num_inference_steps": int, "eta": float, "solver_order": int,
             "guidance_scale": float}. It is saved with the model, and holds where a call names no others. Without it a call does what
             `DDPMPipeline` does.
@@ -107,15 +115,25 @@ class DDPMImagePipeline(DiffusionPipeline):
         sampling: Optional[dict] = None,  # noqa: UP045
         text_encoder: Optional[torch.nn.Module] = None,  # noqa: UP045
         tokenizer: Optional[object] = None,  # noqa: UP045
+        image_condition: Optional[str] = None,  # noqa: UP045
     ):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer)
         self._null_vector: torch.Tensor | None = None
         self.id2label = dict(sorted((int(label), name) for label, name in (id2label or {}).items()))
         self.sampling = _check_sampling(sampling or {})
-        self.register_to_config(id2label=self.id2label or None, sampling=self.sampling or None)
+        if image_condition is not None:
+            check_image_condition(image_condition, unet.config)
+        self.image_condition = image_condition
+        told = {"id2label": self.id2label or None, "sampling": self.sampling or None}
+        self.register_to_config(**told, image_condition=image_condition)
 
     # ------------------------------------------------------------------ a condition
+
+    @property
+    def num_channels(self) -> int:
+        """Those of an image; the network takes more of them where it has an `image_condition`."""
+        return num_image_channels(self.unet.config, self.image_condition)
 
     @property
     def num_labels(self) -> int | None:
@@ -134,9 +152,12 @@ class DDPMImagePipeline(DiffusionPipeline):
     @property
     def takes(self) -> tuple[str, ...]:
         """The arguments of `encode` that a batch of training data has for this model."""
-        if self._takes_text:
-            return ("prompt_embeds",)
-        return () if self.num_labels is None else ("class_labels",)
+        words = ("prompt_embeds",) if self._takes_text else ("class_labels",) if self._takes_words else ()
+        return words if self.image_condition is None else (*words, "condition_image")
+
+    @property
+    def _takes_words(self) -> bool:
+        return self._takes_text or self.num_labels is not None
 
     @property
     def _takes_text(self) -> bool:
@@ -148,6 +169,7 @@ class DDPMImagePipeline(DiffusionPipeline):
         prompt: str | Sequence[str] | None = None,
         prompt_embeds: torch.Tensor | None = None,
         batch_size: int | None = None,
+        condition_image: torch.Tensor | None = None,
     ) -> Condition:
         """The condition of `batch_size` images, on the pipeline's device. With nothing given it is the null.
 
@@ -155,32 +177,43 @@ class DDPMImagePipeline(DiffusionPipeline):
             class_labels: a label or name for all images, or one for each.
             prompt: a text for all images, or one for each.
             prompt_embeds: its vector in place of a text, float (D,) or (B, D).
-            batch_size: None is the number of labels, prompts or vectors.
+            batch_size: None is the number of labels, prompts, vectors or images.
+            condition_image: what is known of the images, as a batch of data has it: float (1 or B, C + 1, H, W), `Measurement.as_channels`.
 
         Raises:
             ValueError: what is given is not what this model was trained on, or it has no null.
         """
-        return self._condition(self._rows(class_labels, prompt, prompt_embeds), batch_size)
+        self._check_condition_image(condition_image)
+        return self._condition(self._rows(class_labels, prompt, prompt_embeds), condition_image, batch_size)
 
-    def _condition(self, rows: torch.Tensor | None, batch_size: int | None) -> Condition:
-        """The condition of `_rows`."""
-        if not self.takes:
-            return {}
-        rows = self._null_row(f"{self.takes[0]}=None") if rows is None else rows
-        if rows.ndim == self._takes_text:  # one for all images
-            rows = rows.expand(1 if batch_size is None else batch_size, *rows.shape)
-        return {"class_labels": rows.to(self._execution_device, non_blocking=True)}
+    def _condition(self, rows: torch.Tensor | None, image: torch.Tensor | None, batch_size: int | None) -> Condition:
+        """The condition of `_rows` and of what is known of the images."""
+        condition, device = {}, self._execution_device
+        if self._takes_words:
+            rows = self._null_row(f"{self.takes[0]}=None") if rows is None else rows
+            rows = rows[None] if rows.ndim == self._takes_text else rows  # one for all images
+            condition["class_labels"] = rows.to(device, non_blocking=True)
+        if self.image_condition is not None:
+            image = torch.zeros(1, self.num_channels + 1, 1, 1) if image is None else image  # nothing is known
+            condition["image"] = image.to(device, torch.float32, non_blocking=True)
+        counts = {len(value) for value in condition.values()} - {1}
+        batch_size = max(counts, default=1) if batch_size is None else batch_size
+        return {
+            name: value if len(value) == batch_size else value.expand(batch_size, *value.shape[1:])
+            for name, value in condition.items()
+        }
 
     def null(self, condition: Condition) -> Condition:
-        """The null of a condition, of the same shape and dtype: the null label, or the vector of the prompt "".
+        """The null of a condition, of the same shape and dtype: the null label, or the vector of the prompt ""; of an image, 0: nothing is known.
 
         Raises:
             ValueError: the model has none.
         """
-        if not condition:
-            return {}
-        rows = condition["class_labels"]
-        return {"class_labels": self._null_row("guidance_scale").to(rows).expand_as(rows)}
+        null = {name: torch.zeros_like(value) for name, value in condition.items()}
+        if "class_labels" in condition:
+            rows = condition["class_labels"]
+            null["class_labels"] = self._null_row("guidance_scale").to(rows).expand_as(rows)
+        return null
 
     def embed_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
         """The vectors of texts: (N, D) float32 of length sqrt(D), the mean of each text's tokens."""
@@ -206,7 +239,10 @@ class DDPMImagePipeline(DiffusionPipeline):
         """
         network = self.unet if network is None else network
         t = torch.as_tensor(t, device=x_t.device).reshape(-1)
-        return network(x_t.to(self.unet.dtype), t, **condition, return_dict=False)[0].float()
+        words = dict(condition)
+        if (image := words.pop("image", None)) is not None:
+            x_t = torch.cat([x_t, image.expand(-1, -1, *x_t.shape[2:])], dim=1)
+        return network(x_t.to(self.unet.dtype), t, **words, return_dict=False)[0].float()
 
     def predict_x_0(self, output: torch.Tensor, t: torch.Tensor | int, x_t: torch.Tensor) -> torch.Tensor:
         """x_0 (B, C, H, W) that the network's output at x_t and t, () or (B,), stands for; not clipped. For every scheduler that has
@@ -256,6 +292,7 @@ class DDPMImagePipeline(DiffusionPipeline):
         mask_image: PipelineImageInput | None = None,
         strength: float | None = None,
         num_resample: int = 1,
+        condition_image: torch.Tensor | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Draw `images`: in an `ImagePipelineOutput`, or in a tuple where return_dict is False.
 
@@ -280,12 +317,14 @@ class DDPMImagePipeline(DiffusionPipeline):
             negative_prompt: the text that guidance leads away from; None is "".
             image: a picture or a batch, as PIL, numpy (H, W, C) or (B, H, W, C), or tensor (C, H, W) or (B, C, H, W), floats in [0, 1].
                 Of the model's size it is changed; where its sides are whole fractions of the model's it is enlarged, and a grey one is
-                coloured by a model of colours: the result's block means are the picture.
+                coloured by a model of colours: the result's block means are the picture. A model with an `image_condition` is conditioned
+                on it as well, and takes what it was trained on alone.
             mask_image: of the image's size; white is repainted and black kept as it is.
             strength: above 0, up to 1: the share of the steps that is taken, from the image with noise. 1 starts from noise alone, and
                 is the default of repainting, enlarging and colouring; 0.8 is that of changing.
             num_resample: how often each step is taken, with noise put back in between (RePaint, arXiv:2201.09865, Algorithm 1): more of
                 them join what is painted better to what is known.
+            condition_image: what is known in place of image and mask_image, as `encode` takes it; it conditions, and is not imposed.
 
         Raises:
             ValueError: an argument that this model, its scheduler or another argument does not allow.
@@ -295,10 +334,11 @@ class DDPMImagePipeline(DiffusionPipeline):
         rows = self._rows(class_labels, prompt, prompt_embeds)
         image = self._read_image(image)
         mask_image = self._read_mask(mask_image, image)
-        batch_size = self._batch_size(batch_size, rows, generator, latents, image, mask_image)
-        condition = self._condition(rows, batch_size)
-        named = (num_inference_steps, eta, solver_order, guidance_scale)
-        steps, eta, solver_order, guidance_scale = self.resolve_sampling(*named, rows is not None).values()
+        self._check_condition_image(condition_image, image)
+        batch_size = self._batch_size(batch_size, rows, generator, latents, image, mask_image, condition_image)
+        named, is_imaged = (num_inference_steps, eta, solver_order, guidance_scale), self.image_condition is not None
+        is_conditional = rows is not None or condition_image is not None or (is_imaged and image is not None)
+        steps, eta, solver_order, guidance_scale = self.resolve_sampling(*named, is_conditional).values()
         callback_tensors = callback_on_step_end_tensor_inputs
         self._check_options(output_type, guidance_rescale, callback_tensors, num_resample)
         device = self._execution_device
@@ -310,14 +350,17 @@ class DDPMImagePipeline(DiffusionPipeline):
         options, drops_variance = self._step_options(generator, eta), not _knows_variance(scheduler)
         noise = self._initial_noise(batch_size, generator, latents, device)
         measurement = self._measurement(image, mask_image, noise)
+        if is_imaged and measurement is not None:
+            condition_image = measurement.as_channels(noise.shape[1:])
+        condition = self._condition(rows, condition_image, batch_size)
+        if image is not None and mask_image is None and image.shape[1:] == noise.shape[1:]:
+            measurement = None  # the picture is changed, or conditions
         timesteps, latents = self._start(scheduler, steps, image, measurement, strength, noise)
         abar = None if measurement is None and num_resample == 1 else self._abar(scheduler, timesteps, num_resample)
         if guidance_scale != 1:
-            null = (
-                self.null(condition)
-                if negative_prompt is None
-                else self.encode(prompt=negative_prompt, batch_size=batch_size)
-            )
+            null = self.null(condition)
+            if negative_prompt is not None:
+                null["class_labels"] = self.encode(prompt=negative_prompt, batch_size=batch_size)["class_labels"]
             condition = {name: torch.cat([condition[name], null[name]]) for name in condition}
         self._interrupt = False
         with torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext():  # casts the weights once
@@ -378,7 +421,7 @@ class DDPMImagePipeline(DiffusionPipeline):
         device, rows = self._execution_device, self._rows(class_labels, prompt, prompt_embeds)
         x_s = self._read_image(image, may_be_grey=False).to(device)
         batch_size = self._batch_size(1, rows, None, None, x_s)
-        condition = self._condition(rows, batch_size)
+        condition = self._condition(rows, None, batch_size)
         scheduler = copy.copy(self.scheduler)
         scheduler.set_timesteps(num_inference_steps, device=device)
         options, drops_variance = self._step_options(None, 0.0), not _knows_variance(scheduler)
@@ -455,15 +498,18 @@ class DDPMImagePipeline(DiffusionPipeline):
 
     def _guidance_scale(self, guidance_scale: float | None, is_conditional: bool) -> float:
         if guidance_scale is None:
-            can_guide = is_conditional and (self._takes_text or self.null_label is not None)
+            has_null = self._takes_text or self.null_label is not None or not self._takes_words
+            can_guide = is_conditional and has_null
             return self.sampling.get("guidance_scale", 1.0) if can_guide else 1.0
         if not (isinstance(guidance_scale, Real) and 0 <= guidance_scale < float("inf")):
             raise ValueError(f"guidance_scale={guidance_scale!r} must be a number of at least 0.")
         if guidance_scale != 1:
             if not is_conditional:
-                needed = "a prompt" if self._takes_text else "class_labels"
+                words = {"prompt_embeds": "a prompt", "condition_image": "image"}
+                needed = words.get(next(iter(self.takes), ""), "class_labels")
                 raise ValueError(f"guidance_scale={guidance_scale} needs {needed} to guide to.")
-            self._null_row(f"guidance_scale={guidance_scale}")
+            if self._takes_words:
+                self._null_row(f"guidance_scale={guidance_scale}")
         return guidance_scale
 
     def _null_row(self, wanting: str) -> torch.Tensor:
@@ -550,14 +596,14 @@ class DDPMImagePipeline(DiffusionPipeline):
             raise ValueError(f"class_labels={unknown}: this model knows {list(self.id2label.values())}.")
         return found
 
-    def _batch_size(self, batch_size: int, rows, generator, latents, image=None, mask_image=None) -> int:
+    def _batch_size(self, batch_size: int, rows, generator, latents, *images) -> int:
         """The one number of images that all arguments agree on."""
         if not isinstance(generator, torch.Generator | list | None):
             raise ValueError(f"generator={generator!r} must be a torch.Generator, or a list with one for each image.")
         is_list = rows is not None and rows.ndim > self._takes_text
         given = {"prompt" if self._takes_text else "class_labels": rows if is_list else None, "latents": latents}
         given["generator"] = generator if isinstance(generator, list) else None
-        for name, value in {"image": image, "mask_image": mask_image}.items():
+        for name, value in zip(("image", "mask_image", "condition_image"), images):
             given[name] = None if value is None or len(value) == 1 else value  # one serves all
         counts = {name: len(value) for name, value in given.items() if value is not None}
         if batch_size == 1 and counts:
@@ -571,7 +617,7 @@ class DDPMImagePipeline(DiffusionPipeline):
             size = self.unet.config.sample_size
             if size is None:
                 raise ValueError("latents=None: unet.config.sample_size is not set; give the initial noise.")
-            shape = (batch_size, self.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
+            shape = (batch_size, self.num_channels, *((size, size) if isinstance(size, int) else size))
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         return latents.to(device, torch.float32)
 
@@ -582,7 +628,7 @@ class DDPMImagePipeline(DiffusionPipeline):
         for picture in image if isinstance(image, list) else [image]:
             if isinstance(picture, PIL.Image.Image) and picture.mode not in ("L", "RGB"):
                 raise ValueError(f"image has mode {picture.mode!r}: convert it to 'L' or 'RGB'.")
-        num_channels = self.unet.config.in_channels
+        num_channels = self.num_channels
         image = _preprocess("image", image, do_convert_grayscale=num_channels == 1)
         if image.shape[1] != num_channels and not (may_be_grey and image.shape[1] == 1):
             raise ValueError(f"image has {image.shape[1]} channels: this model draws {num_channels}.")
@@ -599,23 +645,48 @@ class DDPMImagePipeline(DiffusionPipeline):
             raise ValueError(f"mask_image has shape {tuple(mask.shape)}: image has {tuple(image.shape)}.")
         return mask
 
+    def _check_condition_image(self, condition_image: torch.Tensor | None, image: torch.Tensor | None = None) -> None:
+        if condition_image is None:
+            return
+        if self.image_condition is None:
+            raise ValueError("condition_image: this model was trained without one; give image.")
+        if image is not None:
+            raise ValueError("Pass one of condition_image and image, and not both.")
+        if condition_image.ndim != 4 or condition_image.shape[1] != self.num_channels + 1:
+            channels = self.num_channels + 1
+            raise ValueError(
+                f"condition_image has shape {tuple(condition_image.shape)}: it must be (B, {channels}, H, W)."
+            )
+
+    def _check_kind(self, image: torch.Tensor, mask: torch.Tensor | None, size: torch.Size) -> None:
+        """A model that was trained on one kind of measurement of x_0, of size (C, H, W), takes no other."""
+        ratios = {whole // part for part, whole in zip(image.shape[2:], size[1:])}
+        told = {"masked": mask is not None, "grey": image.shape[1] != size[0], "lower_resolution": ratios != {1}}
+        kind, kinds = self.image_condition, [name for name, is_so in told.items() if is_so]
+        wanted = [kind] if kind in IMAGE_CONDITIONS else []
+        if kinds != wanted or (kinds == ["lower_resolution"] and not any(ratios == {block} for block in BLOCKS)):
+            words = IMAGE_CONDITIONS.get(kind, "an image of the model's size and channels, and no mask_image")
+            given = f"image of {tuple(image.shape[1:])}{'' if mask is None else ', with mask_image'}"
+            raise ValueError(f"{given}: this model was trained on image_condition={kind!r}; give {words}.")
+
     def _measurement(self, image, mask, noise: torch.Tensor) -> Measurement | None:
-        """What the result must satisfy; None without an image, or with one of the model's size, which is changed."""
+        """What image and mask tell of x_0; None without an image."""
         if image is None:
             return None
         sizes = image.shape[2:], noise.shape[2:]
         if any(whole % part for part, whole in zip(*sizes)):
             given, drawn = ("{}x{}".format(*size) for size in sizes)
             raise ValueError(f"image is {given}: this model draws {drawn}; give that size, or one that divides it.")
-        if mask is None and image.shape[1:] == noise.shape[1:]:
-            return None
+        if self.image_condition is not None:
+            self._check_kind(image, mask, noise.shape[1:])
         known = torch.ones_like(image[:, :1]) if mask is None else 1 - mask
         return Measurement(image.to(noise.device), known.to(noise.device))
 
     def _start(self, scheduler, steps: int, image, measurement, strength, noise) -> tuple[torch.Tensor, torch.Tensor]:
         """The timesteps that are taken (n,), and the latents before the first: noise, or the image with noise where strength is below 1."""
         if strength is None:
-            strength = 0.8 if image is not None and measurement is None else 1.0
+            is_changed = image is not None and measurement is None and self.image_condition is None
+            strength = 0.8 if is_changed else 1.0
         elif image is None:
             raise ValueError(f"strength={strength} needs image, the picture to start from.")
         if not (isinstance(strength, int | float) and 0 < strength <= 1 and int(steps * strength) > 0):
@@ -654,12 +725,12 @@ class DDPMImagePipeline(DiffusionPipeline):
         """Load a folder or a Hub repo, ours or stock, as the installed package's classes: no code of the repo is run.
 
         kwargs: `revision`, `token`, `dtype`, `variant`, `local_files_only`, ... of `DiffusionPipeline.from_pretrained`; `unet`, `scheduler`,
-        `id2label` and `sampling` replace a part, and a part that is None is not loaded. device_map="balanced" is the accelerator. The copy of this file in a saved model knows no installed classes and loads as diffusers does.
+        `id2label`, `sampling` and `image_condition` replace a part, and a part that is None is not loaded. device_map="balanced" is the accelerator. The copy of this file in a saved model knows no installed classes and loads as diffusers does.
         """
         if __package__ != "ddpm_hf":
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         parts = {name: kwargs.pop(name) for name in _PARTS if name in kwargs}
-        told = {name: kwargs.pop(name, None) for name in ("id2label", "sampling")}
+        told = {name: kwargs.pop(name, None) for name in _TOLD}
         kwargs.pop("trust_remote_code", None)
         device_map = kwargs.pop("device_map", None)
         for name in {"dtype", "torch_dtype"} & kwargs.keys():
@@ -712,7 +783,7 @@ class DDPMImagePipeline(DiffusionPipeline):
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> "DDPMImagePipeline":
         """This class around the parts of another pipeline; diffusers would look for a U-Net of exactly the annotated class."""
-        parts = {"unet": pipeline.unet, **{name: getattr(pipeline, name, None) for name in ("id2label", "sampling")}}
+        parts = {"unet": pipeline.unet, **{name: getattr(pipeline, name, None) for name in _TOLD}}
         return super().from_pipe(pipeline, **(parts | kwargs))
 
     def save_config(self, save_directory, push_to_hub: bool = False, **kwargs) -> None:
@@ -728,6 +799,8 @@ class DDPMImagePipeline(DiffusionPipeline):
         """model_index.json, naming the code files as `trust_remote_code` loading wants them, and no local path."""
         index = json.loads(super().to_json_string())
         index.pop("_name_or_path", None)
+        if index["image_condition"] is None:
+            del index["image_condition"]
         index["_class_name"] = [Path(__file__).stem, type(self).__name__]
         for name, part in self.components.items():
             if part is None:  # an optional one
@@ -746,12 +819,43 @@ _PARTS = {  # library, in which a saved class is looked up, and what it must be
     "text_encoder": (lambda: import_module("transformers"), "PreTrainedModel"),
     "tokenizer": (lambda: import_module("transformers"), "PreTrainedTokenizerBase"),
 }
+_TOLD = ("id2label", "sampling", "image_condition")
+BLOCKS = (2, 4)  # sides of the blocks of pixels whose means a model of lower resolution is trained on
+IMAGE_CONDITIONS = {  # -> what a call is given
+    "lower_resolution": f"an image whose sides are the model's divided by {' or '.join(map(str, BLOCKS))}",
+    "grey": "a grey image of the model's size",
+    "masked": "an image of the model's size, and mask_image",
+}
 SAMPLING: dict[str, Any] = {
     "num_inference_steps": (Integral, 1, 10**6),
     "eta": (Real, 0, 1),
     "solver_order": (Integral, 1, 2),
 }
 SAMPLING |= {"guidance_scale": (Real, 0, 10**6)}  # word -> type, least and most
+
+
+def num_image_channels(unet_config: Mapping, image_condition: str | None) -> int:
+    """C, of a network that takes C of x_t or, with a condition image, 2C + 1."""
+    num_channels = unet_config.get("in_channels", 3)
+    return num_channels if image_condition is None else (num_channels - 1) // 2
+
+
+def check_image_condition(image_condition: str, unet_config: Mapping) -> None:
+    """ValueError for a condition image that a network of this config cannot have."""
+    num_channels, size = num_image_channels(unet_config, image_condition), unet_config.get("sample_size")
+    refused = ""
+    if num_channels < 1 or unet_config.get("in_channels", 3) != 2 * num_channels + 1:
+        refused = f"the network takes {unet_config.get('in_channels')} channels, and not 2C + 1 for images of C"
+    elif image_condition == "grey" and num_channels == 1:
+        refused = "the model's images are grey themselves"
+    elif (
+        image_condition == "lower_resolution"
+        and size
+        and any(side % max(BLOCKS) for side in ([size] if isinstance(size, int) else size))
+    ):
+        refused = f"the sides of the model's images, {size}, must be multiples of {max(BLOCKS)}"
+    if refused:
+        raise ValueError(f"image_condition={image_condition!r}: {refused}.")
 
 
 def _check_sampling(sampling: dict) -> dict:

@@ -104,7 +104,7 @@ def read_picture(path: Path | str | None, pipe) -> Image.Image | None:
     """A file, read as training images are; cropped to the model's size where it is larger."""
     if path is None:
         return None
-    size, num_channels = pipe.unet.config.sample_size, pipe.unet.config.in_channels
+    size, num_channels = pipe.unet.config.sample_size, pipe.num_channels
     with Image.open(path) as picture:
         width, height = map(min, picture.size, (size, size) if isinstance(size, int) else size[::-1])
         shape = 1 if picture.mode in ("1", "L") else num_channels, height, width

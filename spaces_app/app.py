@@ -209,7 +209,7 @@ class App:
         """A real image, the same with the noise of `timestep`, the x_0 that the model predicts from it, and the weights of
         image and noise in x_t."""
         config = self.pipe.unet.config
-        x_0 = real_image(image, config.in_channels, config.sample_size)
+        x_0 = real_image(image, self.pipe.num_channels, config.sample_size)
         pictures = [Image.fromarray(to_uint8(x)[0]) for x in (x_0, *self.service.noise_and_guess(x_0, timestep))]
         abar = self.pipe.scheduler.alphas_cumprod[timestep].item()
         return *pictures, {"timestep": timestep, "signal": abar**0.5, "noise": (1 - abar) ** 0.5}

@@ -296,7 +296,7 @@ class SamplingService:
         """What a job of these seeds starts from, and the grey that one believes of it: uint8 arrays as in a Frame."""
         unet = self.pipe.unet
         size = unet.config.sample_size
-        shape = (1, unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
+        shape = (1, self.pipe.num_channels, *((size, size) if isinstance(size, int) else size))
         generators = [torch.Generator().manual_seed(seed + i) for i in range(batch_size)]
         noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
         return to_uint8(noise), to_uint8(torch.zeros_like(noise))

@@ -14,7 +14,7 @@ ARROWS = {
     "evaluation": {"hub", "data", "likelihood", "images", "keys", "hardware", "scheduling_ddpm_noise"},
     "training": {"hub", "data", "objective", "images", "keys", "hardware", "lazy"} | HUB_FILES,
     "hub": {"pipeline_ddpm_image"},
-    "data": {"images", "keys"},
+    "data": {"images", "keys", "pipeline_ddpm_image"},
     "objective": {"likelihood"},
     "likelihood": {"keys"},
     "hardware": {"pipeline_ddpm_image"},

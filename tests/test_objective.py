@@ -130,11 +130,18 @@ def test_the_objective_of_a_learned_variance_is_hybrid():
 
 
 def test_a_condition_is_dropped_for_the_samples_that_are_told():
-    dropped = torch.tensor([True, False, True])
-    given = {"class_labels": torch.tensor([4, 5, 6]), "image": torch.ones(3, 2, 2)}
-    null = {"class_labels": torch.tensor([9, 9, 9]), "image": torch.zeros(3, 2, 2)}
-    found = drop_condition(given, null, dropped)
-    assert found["class_labels"].tolist() == [9, 5, 9] and found["image"].sum((1, 2)).tolist() == [0, 4, 0]
+    uniform = torch.tensor([0.05, 0.1, 0.6, 0.95])
+    given, null = {"class_labels": torch.tensor([4, 5, 6, 7])}, {"class_labels": torch.tensor([9, 9, 9, 9])}
+    assert drop_condition(given, null, uniform, 0.1)["class_labels"].tolist() == [9, 5, 6, 7]
+
+
+def test_each_part_of_a_condition_is_dropped_alone_and_with_the_other():
+    """At a rate of 0.3: a tenth of the samples keeps the image alone, a tenth the label, a tenth neither."""
+    uniform = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    given = {"class_labels": torch.ones(1000), "image": torch.ones(1000, 2, 2)}
+    found = drop_condition(given, {name: 0 * value for name, value in given.items()}, uniform, 0.3)
+    pairs = torch.stack([found["class_labels"], found["image"].mean((1, 2))], dim=1).tolist()
+    assert [pairs.count(pair) for pair in ([0, 1], [1, 0], [0, 0], [1, 1])] == [100, 100, 100, 700]
 
 
 def test_hybrid_needs_a_learned_variance():

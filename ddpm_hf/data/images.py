@@ -20,6 +20,7 @@ from datasets.fingerprint import Hasher
 
 from ..images import to_x_0
 from ..keys import caption_index, is_flipped
+from .conditions import make_condition
 
 # Larger sets are read from datasets' memory-mapped files: each rank has its own copy of what it holds, and eight may share a machine.
 MAX_BYTES_IN_MEMORY = min(4 * 2**30, psutil.virtual_memory().total // 4)
@@ -34,6 +35,7 @@ class Fields(NamedTuple):
     caption: str | None
     shape: tuple[int, int, int]  # (C, H, W) of the decoded images
     class_names: list[str] | None
+    condition: str | None = None  # a second image
 
 
 def collate_batch(batch):
@@ -174,6 +176,7 @@ class ImageDataset(torch.utils.data.Dataset):
 
     images: uint8 (N, C, H, W), None where they are decoded on access. labels: int64 (N,) or None, with their class_names.
     captions: of each image a list of str, or None. notes: what was held out and skipped, for `describe`.
+    others: second images, like pixels. image_condition: how `conditions` makes condition images; None is none.
     seed, random_flip: half of the images are flipped, and one of several captions is drawn, by (seed, position in the run).
     """
 
@@ -184,6 +187,7 @@ class ImageDataset(torch.utils.data.Dataset):
         class_names: list[str] | None = None,
         captions: list[list[str]] | None = None,
         notes: list[str] | None = None,
+        others: torch.Tensor | EncodedImages | None = None,
     ):
         if pixels.shape[0] == 0:
             raise ValueError("split: it holds no images")
@@ -192,6 +196,8 @@ class ImageDataset(torch.utils.data.Dataset):
         self.images = pixels if isinstance(pixels, torch.Tensor) else None
         self.num_channels, self.image_size = pixels.shape[1], tuple(pixels.shape[2:])
         self.notes, self.seed, self.random_flip = notes or [], 0, False
+        self.image_condition: str | None = None
+        self._others: Any = others
         self._embeddings: dict[str, torch.Tensor] | None = None
 
     def __len__(self):
@@ -210,15 +216,19 @@ class ImageDataset(torch.utils.data.Dataset):
         """Indices, or (position, index) pairs of a `SampleOrder` -> a batch:
 
         "x_0": float32 (B, C, H, W) in [-1, 1]; "position": int64 (B,), for pairs; "class_labels": int64 (B,), of labelled images;
-        "prompt": list of str, of images with captions, or, after `embed_captions`, "prompt_embeds": float32 (B, D).
-        Without positions nothing is flipped, and the first caption is taken.
+        "prompt": list of str, of images with captions, or, after `embed_captions`, "prompt_embeds": float32 (B, D);
+        "condition_image": float32 (B, C + 1, H, W), where there is an image_condition.
+        Without positions nothing is flipped, the first caption is taken, and the key of a random condition is the index.
         """
         positions, indices = map(list, zip(*indices)) if isinstance(indices[0], tuple) else (None, indices)
-        pixels = self._pixels[indices]
-        if self.random_flip and positions is not None:
-            flipped = torch.from_numpy(is_flipped(self.seed, np.array(positions)))
-            pixels = torch.where(flipped[:, None, None, None], pixels.flip(-1), pixels)
-        batch: dict = {"x_0": to_x_0(pixels)}
+        x_0, *others = (
+            self._read(pixels, indices, positions) for pixels in (self._pixels, self._others) if pixels is not None
+        )
+        batch: dict = {"x_0": x_0}
+        if self.image_condition is not None:
+            batch["condition_image"] = make_condition(
+                x_0, self.image_condition, self.seed, positions or indices, *others
+            )
         if positions is not None:
             batch["position"] = torch.tensor(positions)
         if self.labels is not None:
@@ -235,6 +245,13 @@ class ImageDataset(torch.utils.data.Dataset):
             else:
                 batch["prompt_embeds"] = torch.stack([self._embeddings[text].float() for text in prompt])
         return batch
+
+    def _read(self, pixels, indices: list[int], positions: list[int] | None) -> torch.Tensor:
+        images = pixels[indices]
+        if self.random_flip and positions is not None:
+            flipped = torch.from_numpy(is_flipped(self.seed, np.array(positions)))
+            images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
+        return to_x_0(images)
 
     def embed_captions(self, encode: Callable[[list[str]], torch.Tensor], encoder: str, cache_dir: str | None = None):
         """Give batches "prompt_embeds" in place of "prompt".
@@ -254,12 +271,16 @@ class ImageDataset(torch.utils.data.Dataset):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of labels, class names, captions and images.
+        """Hash of labels, class names, captions, images and second images.
 
         In memory it sees every pixel. Of images that are decoded on access it sees the stored size of each and the pixels of 256.
         """
-        every, rows = self.images, np.linspace(0, len(self) - 1, num=min(len(self), 256), dtype=int)
-        seen = [self._pixels.stored_sizes(), self._pixels[rows].numpy()] if every is None else [every.numpy()]
+        rows, seen = np.linspace(0, len(self) - 1, num=min(len(self), 256), dtype=int), []
+        for pixels in (self._pixels, self._others):
+            if isinstance(pixels, torch.Tensor):
+                seen += [pixels.numpy()]
+            elif pixels is not None:
+                seen += [pixels.stored_sizes(), pixels[rows].numpy()]
         labels = b"" if self.labels is None else self.labels.numpy()
         facts = [tuple(self._pixels.shape), self.class_names, self.captions]
         return Hasher.hash_bytes([repr(facts).encode(), labels, *seen])

@@ -21,6 +21,7 @@ import torch
 from datasets.fingerprint import Hasher
 from datasets.utils.file_utils import get_session
 
+from ..pipeline_ddpm_image import IMAGE_CONDITIONS
 from . import idx, images
 from .folders import SPLIT_NAMES, load_folder, unzip
 from .images import EncodedImages, Fields, ImageDataset, as_captions, cache_folder, list_some
@@ -42,6 +43,7 @@ COLUMNS: dict[str, tuple] = {
         [*TEXT, *(f"list of {x}" for x in TEXT)],
     ),
 }
+COLUMNS["image_condition"] = COLUMNS["image_column"]  # of a second image
 Labels = dict[str, np.ndarray | None]  # of each split
 
 
@@ -59,6 +61,7 @@ def load_image_dataset(
     streaming: bool = False,
     cache_dir: str | None = None,
     token: str | None = None,
+    image_condition: str | None = None,
 ) -> ImageDataset | StreamedImages:
     """Load `dataset`: a Hub id; a folder or zip of images; a folder of tables (parquet, arrow, tar), of `save_to_disk`, of IDX files.
 
@@ -71,6 +74,7 @@ def load_image_dataset(
         image_column, label_column, caption_column: found by type and usual names if not given.
         skip_undecodable: leave out images that cannot be decoded, and count them; otherwise the first of them is an error.
         streaming: read a Hub set as it is needed, never as a whole. No image of its train split is held out.
+        image_condition: how the condition image of each is made, one of IMAGE_CONDITIONS or the column of a second image (`conditions`).
         cache_dir: of datasets, which also keeps decoded images. token: for private sets of the Hub.
 
     Raises:
@@ -81,9 +85,10 @@ def load_image_dataset(
         raise ValueError(f"num_channels={num_channels}, image_size={image_size}: allowed are 1 or 3; positive sizes")
     if not set(conditions) <= {"class_labels", "captions"}:
         raise ValueError(f"conditions={conditions!r}: allowed are 'class_labels' and 'captions'")
-    named = {"image_column": image_column}
+    named: dict[str, str | None] = {"image_column": image_column}
     named |= {"label_column": label_column} if "class_labels" in conditions else {}
     named |= {"caption_column": caption_column} if "captions" in conditions else {}
+    named |= {"image_condition": image_condition} if image_condition not in (None, *IMAGE_CONDITIONS) else {}
     class_folders = "class_labels" in conditions and label_column in (None, "label")
     splits, notes = _open(dataset, class_folders, cache_dir, token, streaming)
     features = next(iter(splits.values())).features or {}
@@ -93,13 +98,15 @@ def load_image_dataset(
     if dataset == FASHION_MNIST and len(class_names or []) == len(idx.FASHION_MNIST_CLASSES):
         class_names = idx.FASHION_MNIST_CLASSES
     captions, shape, notes = columns.get("caption_column"), (num_channels, *size), note + notes
-    fields = Fields(columns["image_column"], columns.get("label_column"), captions, shape, class_names)
+    told = columns.get("label_column"), captions, shape, class_names, columns.get("image_condition")
+    fields = Fields(columns["image_column"], *told)
     found: ImageDataset | StreamedImages
     if streaming:
         fingerprint = Hasher.hash([dataset, split, named, shape])
         found = _stream(splits[name], rows, labels[name], fields, skip_undecodable, notes, fingerprint)
     else:
         found = _read(splits[name], rows, labels[name], fields, skip_undecodable, notes, cache_folder(cache_dir))
+    found.image_condition = image_condition
     if named.get("label_column") and not found.class_names:
         raise ValueError(f"label_column={label_column!r} holds no labels")
     return found
@@ -171,8 +178,9 @@ def _find_column(features: dict, argument: str, named: str | None) -> str | None
     suiting = [column for column in features if column in typed or types[column] in other_types]
     if named is not None:
         if named not in suiting:
+            kinds = f"{', '.join(IMAGE_CONDITIONS)} or " if argument == "image_condition" else ""
             raise ValueError(
-                f"{argument}={named!r}: allowed are {suiting}, of the data set's columns {list(features)}"
+                f"{argument}={named!r}: allowed are {kinds}{suiting}, of the data set's columns {list(features)}"
             )
         return named
     usual_typed = [column for column in usual if column in typed]
@@ -260,18 +268,23 @@ def _rows(table) -> np.ndarray | None:
 
 
 def _read(table, rows, labels, fields: Fields, skip_undecodable: bool, notes: list[str], cache: Path) -> ImageDataset:
-    if missing := [name for name in (fields.image, fields.caption) if name and name not in table.column_names]:
+    if missing := [
+        name for name in (fields.image, fields.caption, fields.condition) if name and name not in table.column_names
+    ]:
         raise ValueError(f"the split has no column {missing[0]!r}; it has {table.column_names}")
-    pixels = EncodedImages(table, fields.image, rows, fields.shape)
-    fits = 0 < math.prod(pixels.shape) <= images.MAX_BYTES_IN_MEMORY
-    if fits or (skip_undecodable and len(rows)):
-        pixels, left, errors = pixels.decode_all(fits, skip_undecodable, cache)
-        if not left:
-            raise ValueError(f"no image can be decoded: {errors[0]}")
-        rows, notes = (
-            rows[left],
-            notes + ([f"skipped {len(errors)} images that cannot be decoded: {errors[0]}"] if errors else []),
+    others, left, skipped = None, range(len(rows)), []
+    if fields.condition is not None:
+        others, left, skipped = _decode(table, fields.condition, rows, fields, skip_undecodable, cache)
+    rows = rows[left]
+    pixels, left, errors = _decode(table, fields.image, rows, fields, skip_undecodable, cache)
+    if others is not None:
+        others = (
+            others[left]
+            if isinstance(others, torch.Tensor)
+            else EncodedImages(table, fields.condition, rows[left], fields.shape)
         )
+    rows, errors = rows[left], skipped + errors
+    notes = notes + ([f"skipped {len(errors)} images that cannot be decoded: {errors[0]}"] if errors else [])
     if labels is not None and (unlabelled := int((labels[rows] < 0).sum())):
         raise ValueError(f"label_column={fields.label!r}: {unlabelled} of {len(rows)} have no label")
     captions = None
@@ -279,28 +292,42 @@ def _read(table, rows, labels, fields: Fields, skip_undecodable: bool, notes: li
         cells = table.data.column(fields.caption).take(rows).to_pylist()
         captions = [as_captions(cell, f"image {i}") for cell, i in zip(cells, rows)]
     if labels is None:
-        return ImageDataset(pixels, captions=captions, notes=notes)
+        return ImageDataset(pixels, captions=captions, notes=notes, others=others)
     unseen = [
         name
         for name, count in zip(fields.class_names, np.bincount(labels[rows], minlength=len(fields.class_names)))
         if not count
     ]
     notes = notes + ([f"{len(unseen)} classes have no image ({list_some(unseen)})"] if unseen else [])
-    return ImageDataset(pixels, torch.from_numpy(labels[rows]), fields.class_names, captions, notes)
+    return ImageDataset(pixels, torch.from_numpy(labels[rows]), fields.class_names, captions, notes, others)
+
+
+def _decode(table, column: str, rows, fields: Fields, skip_undecodable: bool, cache: Path):
+    """The images of a column, decoded where they fit in memory; which rows are left; and the errors of the others."""
+    pixels = EncodedImages(table, column, rows, fields.shape)
+    fits = 0 < math.prod(pixels.shape) <= images.MAX_BYTES_IN_MEMORY
+    if not (fits or (skip_undecodable and len(rows))):
+        return pixels, list(range(len(rows))), []
+    found, left, errors = pixels.decode_all(fits, skip_undecodable, cache)
+    if not left:
+        raise ValueError(f"no image can be decoded: {errors[0]}")
+    return found, left, errors
 
 
 def _stream(table, rows, labels, fields: Fields, skip_undecodable: bool, notes, fingerprint: str) -> StreamedImages:
     if isinstance(table, datasets.Dataset):
-        table = table.select_columns([name for name in (fields.image, fields.caption) if name])
+        table = table.select_columns([name for name in (fields.image, fields.caption, fields.condition) if name])
         fields = fields._replace(label=None if labels is None else "class_labels")
         if labels is not None:
             table = table.add_column("class_labels", labels)
         table = table.select(rows).to_iterable_dataset(num_shards=min(len(rows), 1024))
-    table = table.cast_column(fields.image, datasets.Image(decode=False))
+    for column in filter(None, (fields.image, fields.condition)):
+        table = table.cast_column(column, datasets.Image(decode=False))
     if fields.label and _is_unlabelled(table, fields.label):
         logger.warning(f"label_column={fields.label!r}: the first row has no label, so none is used")
         fields = fields._replace(label=None)
-    table = table.select_columns([name for name in (fields.image, fields.label, fields.caption) if name])
+    columns = (fields.image, fields.label, fields.caption, fields.condition)
+    table = table.select_columns([name for name in columns if name])
     if fields.label is None:
         fields = fields._replace(class_names=None)
     return StreamedImages(table, fields, fingerprint, skip_undecodable, notes)

@@ -10,6 +10,7 @@ from datasets.distributed import split_dataset_by_node
 
 from ..images import to_x_0
 from ..keys import caption_index, is_flipped
+from .conditions import make_condition
 from .images import Fields, as_captions, decode, describe
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class StreamedImages(torch.utils.data.IterableDataset):
         self.num_channels, self.image_size = fields.shape[0], fields.shape[1:]
         self.fingerprint, self.skip_undecodable, self.notes = fingerprint, skip_undecodable, notes or []
         self.num_skipped, self.seed, self.random_flip = 0, 0, False
+        self.image_condition: str | None = None
         self.rank, self.num_ranks, self.buffer_size = 0, 1, 1024
         self.load_state_dict({"epoch": 0, "block": 0, "offset": 0, "num_samples": 0, "stream": None})
 
@@ -90,16 +92,19 @@ class StreamedImages(torch.utils.data.IterableDataset):
     def _sample(self, row: dict, position: int) -> dict | None:
         fields, name = self.fields, f"sample {position}"
         try:
-            pixels = torch.from_numpy(decode(row[fields.image], name, fields.shape))
+            columns = [column for column in (fields.image, fields.condition) if column]
+            images = [torch.from_numpy(decode(row[column], name, fields.shape)) for column in columns]
         except ValueError as error:
             if not self.skip_undecodable:
                 raise
             self.num_skipped += 1
             logger.warning(f"{error}; {self.num_skipped} skipped so far")
             return None
-        if self.random_flip and is_flipped(self.seed, np.array([position]))[0]:
-            pixels = pixels.flip(-1)
-        sample: dict = {"x_0": to_x_0(pixels), "position": torch.tensor(position)}
+        is_turned = self.random_flip and is_flipped(self.seed, np.array([position]))[0]
+        x_0, *others = (to_x_0(pixels.flip(-1) if is_turned else pixels)[None] for pixels in images)
+        sample: dict = {"x_0": x_0[0], "position": torch.tensor(position)}
+        if self.image_condition is not None:
+            sample["condition_image"] = make_condition(x_0, self.image_condition, self.seed, [position], *others)[0]
         if fields.label is not None:
             label = row[fields.label]
             if label is None or not 0 <= label < len(self.class_names):

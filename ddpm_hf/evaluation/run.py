@@ -112,7 +112,8 @@ class Evaluation:
         options |= {"conditions": ("captions",) if is_text else ("class_labels",)}
         if is_text and config.label_column:  # what accuracy is about
             options["conditions"] += ("class_labels",)
-        options |= {"num_channels": unet.in_channels, "image_size": unet.sample_size}
+        options |= {"num_channels": self.pipeline.num_channels, "image_size": unet.sample_size}
+        options["image_condition"] = self.pipeline.image_condition
         data: Any = load_image_dataset(config.dataset, split=split, **options)
         if is_text:
             data.embed_captions(self.pipeline.embed_prompts, fingerprint(self.pipeline.text_encoder))
@@ -127,7 +128,7 @@ class Evaluation:
             )
         if config.mixed_precision == "fp16" and self.state.device.type == "cpu":
             raise ValueError("mixed_precision='fp16' needs a GPU: choose bf16 or no.")
-        if pipeline.unet.config.in_channels == 3:
+        if pipeline.num_channels == 3:
             images = pixels(self.train, range(min(100, len(self.train))))
             if (images == images[:, :1]).all():
                 raise ValueError(

@@ -117,7 +117,7 @@ def has_stock(pipeline) -> bool:
     """Whether diffusers' `DDPMPipeline`, which passes neither labels nor the initial noise, can draw what this pipeline draws."""
     unet, scheduler = pipeline.unet.config, pipeline.scheduler
     is_ddpm = type(scheduler).__name__ in ("DDPMNoiseScheduler", "DDPMScheduler")
-    if not (isinstance(pipeline.unet, UNet2DModel) and is_ddpm):
+    if not (isinstance(pipeline.unet, UNet2DModel) and is_ddpm and pipeline.image_condition is None):
         return False
     is_unlabelled = unet.num_class_embeds is None or pipeline.null_label is not None
     is_nan_there = scheduler.config.variance_type in ("learned", "fixed_large_log")
@@ -143,7 +143,7 @@ def _arguments(pipeline) -> str:
         arguments.append('prompt="a red apple"')
     if unet.sample_size is None:
         size = 8 * 2 ** (len(unet.get("block_out_channels", "12")) - 1)  # fits: each level halves it
-        arguments.append(f"latents=torch.randn(4, {unet.in_channels}, {size}, {size})")
+        arguments.append(f"latents=torch.randn(4, {pipeline.num_channels}, {size}, {size})")
     return ", ".join(arguments)
 
 

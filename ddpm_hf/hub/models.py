@@ -38,6 +38,7 @@ INDEX = {  # key in model_index.json -> its JSON, and an example
     "unet": (r'\["[\w.]+", "\w+"\]', '["diffusers", "UNet2DModel"]'),
     "scheduler": (r'\["[\w.]+", "\w+"\]', '["diffusers", "DDPMScheduler"]'),
     "id2label": (r'null|\{("\d{1,9}": "(\\.|[^"\\])*"(, )?)*\}', '{"0": "bag", "1": "coat"}'),
+    "image_condition": (r'null|"(\\.|[^"\\])*"', '"masked"'),
     "sampling": (r"null|\{.*\}", '{"num_inference_steps": 25}'),
 }
 

@@ -53,6 +53,11 @@ class TrainConfig:
     label_column: str | None = _option(None, "Column of the labels; found by its type if not named.")
     caption_column: str | None = _option(None, "Column of the texts, for a model of text; found if not named.")
     skip_undecodable: bool = _option(False, "Leave out images that cannot be decoded, and count them.")
+    image_condition: str | None = _option(
+        None,
+        "Condition the model on an image made of each image: lower_resolution, grey, masked; or the column of a second image."
+        " Default: that of --init_from.",
+    )
     streaming: bool = _option(False, "Stream the data set from the Hub instead of downloading it.")
     output_dir: str = _option("runs/quick", "The run's folder, and the saved model when the run ends.")
 
@@ -180,16 +185,18 @@ class TrainConfig:
     def choose(self, preset: Preset) -> Preset:
         """The preset with what this run has chosen instead of its prediction, variance and last step."""
         unet = {"in_channels": 3, "out_channels": 3} | preset.unet  # a preset may leave the constructors' defaults out
+        image_condition, num_channels = self.image_condition or preset.image_condition, preset.num_channels
+        unet["in_channels"] = num_channels if image_condition is None else 2 * num_channels + 1
         scheduler = {"prediction_type": "epsilon", "variance_type": "fixed_small"} | preset.scheduler
         scheduler |= {name: getattr(self, name) for name in SCHEDULER_OPTIONS if getattr(self, name)}
         if self.variance_type:
-            unet["out_channels"] = unet["in_channels"] * (2 if self.variance_type == "learned_range" else 1)
+            unet["out_channels"] = num_channels * (2 if self.variance_type == "learned_range" else 1)
         if scheduler.get("rescale_betas_zero_snr") and scheduler["prediction_type"] == "epsilon":
             raise ValueError(
                 "rescale_betas_zero_snr=True: at the last step epsilon tells nothing of the image;"
                 " choose prediction_type sample or v_prediction."
             )
-        return replace(preset, unet=unet, scheduler=scheduler)
+        return replace(preset, unet=unet, scheduler=scheduler, image_condition=image_condition)
 
     def _model(self) -> str:
         """What two runs share if their models are the same."""
@@ -259,6 +266,7 @@ RUN_IDENTITY = (
     "init_from",
     "objective",
     "distill_guidance",
+    "image_condition",
     "seed",
     "ema_sigma_rels",
     "torch_compile",

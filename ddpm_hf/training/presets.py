@@ -23,6 +23,7 @@ class Preset:
 
     unet, scheduler: constructor arguments. training: defaults of `TrainConfig`. class_conditional: labels are used where the data has them.
     text_encoder: Hub id of the frozen encoder of a model of text, whose class labels are vectors (class_embed_type="identity").
+    image_condition: how the image is made that the network takes beside x_t (`DDPMImagePipeline`), with unet's in_channels to suit.
     sampling: how the pipeline samples by default. network: the class of the network, DDPMUNet2DModel by default, or any ModelMixin that is
     called as (x_t, t, class_labels=...) and whose config has sample_size, in_channels and out_channels.
     """
@@ -34,6 +35,13 @@ class Preset:
     sampling: dict = field(default_factory=lambda: dict(FAST))
     network: "type[ModelMixin] | None" = None
     text_encoder: str | None = None
+    image_condition: str | None = None
+
+    @property
+    def num_channels(self) -> int:
+        """C of the images; a network takes 2C + 1 where it has a condition image."""
+        in_channels = self.unet.get("in_channels", 3)
+        return in_channels if self.image_condition is None else (in_channels - 1) // 2
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -232,7 +240,9 @@ def find_preset(preset: str) -> Preset:
         raise ValueError(f"preset={preset!r}: one of its configs is no JSON object ({error}).") from error
     if not isinstance(unet.get("sample_size"), int):
         raise ValueError(f"preset={preset!r}: {paths[0]} must have the pixels of a side as its sample_size.")
-    return preset_of(unet, scheduler, _STOCK_RECIPE)
+    index = Path(preset) / "model_index.json"
+    options = json.loads(index.read_text()) if index.is_file() else {}
+    return preset_of(unet, scheduler, _STOCK_RECIPE, image_condition=options.get("image_condition"))
 
 
 def preset_of(unet: dict, scheduler: dict, training: dict, **options) -> Preset:

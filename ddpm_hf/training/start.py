@@ -12,7 +12,7 @@ from diffusers import LCMScheduler, TCDScheduler, UNet2DModel
 from .. import hub
 from ..data.recorded import recorded_options
 from ..modeling_ddpm_unet import DDPMUNet2DModel
-from ..pipeline_ddpm_image import DDPMImagePipeline
+from ..pipeline_ddpm_image import DDPMImagePipeline, check_image_condition
 from ..scheduling_ddpm_noise import DDPMNoiseScheduler
 from . import checkpoints
 from .config import TrainConfig
@@ -31,7 +31,7 @@ class Start:
     @property
     def image_shape(self) -> dict:
         """Channels and size of the images, as arguments of `load_image_dataset`."""
-        return {"num_channels": self.preset.unet["in_channels"], "image_size": self.preset.unet["sample_size"]}
+        return {"num_channels": self.preset.num_channels, "image_size": self.preset.unet["sample_size"]}
 
 
 def find_start(config: TrainConfig) -> Start:
@@ -57,9 +57,13 @@ def find_start(config: TrainConfig) -> Start:
                 f"init_from={config.init_from!r} has sample_size={size!r}: it must be the pixels of a side."
             )
         text, sampling = source.text_encoder and source.text_encoder.name_or_path, source.sampling
-        options = {"network": type(source.unet), "text_encoder": text} | ({"sampling": sampling} if sampling else {})
+        options = {"network": type(source.unet), "text_encoder": text, "image_condition": source.image_condition}
+        options |= {"sampling": sampling} if sampling else {}
         preset = preset_of(*configs, FINE_TUNING, **options)
-    return Start(config.choose(preset), source)
+    preset = config.choose(preset)
+    if preset.image_condition is not None:
+        check_image_condition(preset.image_condition, preset.unet)
+    return Start(preset, source)
 
 
 def _is_ddpm(scheduler) -> bool:
@@ -96,7 +100,8 @@ def make_pipeline(start: Start, class_names: list[str] | None, config: TrainConf
     set_seed(config.seed)
     unet = network.from_config(unet_config)
     scheduler = DDPMNoiseScheduler.from_config(preset.scheduler)
-    pipeline = DDPMImagePipeline(unet, scheduler, id2label or None, sampling, **text)
+    options = {"image_condition": preset.image_condition, **text}
+    pipeline = DDPMImagePipeline(unet, scheduler, id2label or None, sampling, **options)
     if pipeline.num_labels is not None and pipeline.null_label is None:
         raise ValueError(
             f"dataset={config.dataset!r} has {len(id2label)} classes: this network's table has {pipeline.num_labels} labels,"
@@ -122,7 +127,7 @@ def _check_shapes(pipeline: DDPMImagePipeline) -> None:
     """One pass on the meta device, which computes shapes alone: a size that the network cannot halve ends here."""
     network, config = copy.deepcopy(pipeline.unet).to("meta"), pipeline.unet.config
     size = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
-    x_t = torch.empty(1, config.in_channels, *size, device="meta")
+    x_t = torch.empty(1, pipeline.num_channels, *size, device="meta")
     condition = {name: rows.to("meta") for name, rows in pipeline.encode(batch_size=1).items()}
     pipeline.denoise(x_t, torch.zeros(1, dtype=torch.int64, device="meta"), condition, network)
 

@@ -276,7 +276,7 @@ class Trainer:
         given = self.pipeline.encode(**{name: batch[name] for name in self.pipeline.takes}, batch_size=len(uniform))
         if not (given and self.config.label_dropout):
             return given
-        return drop_condition(given, self.pipeline.null(given), uniform < self.config.label_dropout)
+        return drop_condition(given, self.pipeline.null(given), uniform, self.config.label_dropout)
 
     @property
     def total_batch_size(self) -> int:
@@ -336,8 +336,8 @@ class Trainer:
             images = self.scheduler, self.validation_data, num_images
             figures = validation.held_out_loss(accelerator, pipeline, *images, stop=self.signals.is_caught)
             accelerator.log(figures, step=self.step)
-        captions = getattr(self.validation_data or self.data, "captions", None)
-        grid = validation.draw_samples(accelerator, pipeline, captions, stop=self.signals.is_caught)
+        data = self.validation_data or self.data
+        grid = validation.draw_samples(accelerator, pipeline, data, stop=self.signals.is_caught)
         if grid is not None:
             path = self.folder / "samples" / f"step-{self.step}.png"
             path.parent.mkdir(exist_ok=True)
@@ -476,11 +476,12 @@ def _check_parts(pipeline: DDPMImagePipeline, data, config: TrainConfig) -> None
             " DDPMNoiseScheduler.from_config(pipeline.scheduler.config)."
         )
     columns = {"class_labels"} if data.class_names else set()
+    columns |= {"condition_image"} if data.image_condition else set()
     if not isinstance(data, StreamedImages):
         columns = set(data[[0]])
     if missing := set(pipeline.takes) - columns:
         raise ValueError(f"data has {sorted(columns)}: this pipeline is trained with {', '.join(missing)} as well.")
-    num_channels, num_classes = pipeline.unet.config.in_channels, len(data.class_names or ())
+    num_channels, num_classes = pipeline.num_channels, len(data.class_names or ())
     if data.num_channels != num_channels:
         raise ValueError(f"data has images of {data.num_channels} channels: this network takes {num_channels}.")
     if "class_labels" in pipeline.takes and num_classes > (known := len(pipeline.id2label) or pipeline.num_labels):
@@ -520,6 +521,7 @@ def load_data(config: TrainConfig, start: Start, split: str, accelerator):
     options: dict = {"image_column": config.image_column, "skip_undecodable": config.skip_undecodable}
     options |= {"label_column": config.label_column, "caption_column": config.caption_column}
     options |= {"conditions": start.preset.conditions, "streaming": config.streaming}
+    options["image_condition"] = start.preset.image_condition
     with local_main_process_first(accelerator):  # it fills the machine's cache, the others read it
         data = load_image_dataset(config.dataset, split=split, **options, **start.image_shape)
     data.seed, data.random_flip = config.seed, split == "train" and config.random_flip

@@ -6,15 +6,18 @@ that figures and grids of one run can be compared.
 
 from itertools import islice
 
+import PIL.Image
 import torch
 from accelerate.utils import gather_object
 
+from ..data import ImageDataset
 from ..images import labelled_grid
 from ..keys import draw
 from ..objective import simple
 
 NUM_BUCKETS = 10  # of timesteps, in the held-out loss
 IMAGES_PER_CLASS = 8  # in the sample grid
+NUM_CONDITIONS = 32  # of the first images, in the grid of a model of condition images
 MAX_ROWS = 16  # of the sample grid, one for each class
 
 
@@ -42,33 +45,25 @@ def held_out_loss(accelerator, pipeline, scheduler, data, num_images: int, stop=
     return {"validation_loss": losses.mean().item()} | means
 
 
-def draw_samples(accelerator, pipeline, captions=None, stop=lambda: False):
-    """A grid of samples as a PIL image, a row for each of the first classes, or of captions spread over a data set's. None on all but the
-    main process, and once `stop()` is true on any rank.
+def draw_samples(accelerator, pipeline, data=None, stop=lambda: False):
+    """A grid of samples as a PIL image, a row for each of the first classes, or of captions spread over a data set's. A model of condition
+    images is asked for those of the first images, and the grid shows condition, sample and truth. None on all but the main process, and
+    once `stop()` is true on any rank.
 
-    captions: a list of texts for each image of the data set, for a model of text.
+    data: what captions and condition images are from. Of a stream, which has no first images, the samples are unconditional.
     stop: asked between sampling steps.
     """
 
     def on_step_end(pipe, index, t, tensors):
         pipe._interrupt = stop()
 
-    if pipeline.takes == ("prompt_embeds",):
-        word, rows = (
-            "prompt",
-            [captions[i * len(captions) // MAX_ROWS][0] for i in range(min(MAX_ROWS, len(captions)))],
-        )
-        names = rows
-    else:
-        word, rows = "class_labels", list(islice(pipeline.id2label, MAX_ROWS))
-        names = [pipeline.id2label[label] for label in rows]
-    asked = [row for row in rows for _ in range(IMAGES_PER_CLASS)] or [None] * 64
+    names, asked, shown = _questions(pipeline, data)
     images = []
     with accelerator.split_between_processes(list(enumerate(asked))) as mine, accelerator.autocast():
         for start in range(0, len(mine), 64):
             seeds, words = zip(*mine[start : start + 64])
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            given = {word: list(words)} if rows else {}
+            given = {name: _batch([word[name] for word in words]) for name in words[0]}
             drawn = pipeline(len(seeds), generators, callback_on_step_end=on_step_end, **given).images
             if stop():  # these may be half noise
                 break
@@ -76,6 +71,43 @@ def draw_samples(accelerator, pipeline, captions=None, stop=lambda: False):
     images = gather_object(images)
     if len(images) < len(asked) or not accelerator.is_main_process:
         return None
-    if not rows:
+    if shown:
+        return _beside_the_truth(pipeline, shown, images)
+    if not names:
         return labelled_grid({"": images})
     return labelled_grid({name: images[i * IMAGES_PER_CLASS :][:IMAGES_PER_CLASS] for i, name in enumerate(names)})
+
+
+def _questions(pipeline, data) -> tuple[list[str], list[dict], dict]:
+    """Names of the grid's rows, what the pipeline is asked for each sample, and, for a model of condition images, the batch that they are from."""
+    if "condition_image" in pipeline.takes and isinstance(data, ImageDataset):
+        batch = data[list(range(min(NUM_CONDITIONS, len(data))))]
+        return [], [{name: batch[name][i] for name in pipeline.takes} for i in range(len(batch["x_0"]))], batch
+    if "prompt_embeds" in pipeline.takes:
+        captions = data.captions
+        word, names = (
+            "prompt",
+            [captions[i * len(captions) // MAX_ROWS][0] for i in range(min(MAX_ROWS, len(captions)))],
+        )
+        rows = names
+    else:
+        word, rows = "class_labels", list(islice(pipeline.id2label, MAX_ROWS))
+        names = [pipeline.id2label[label] for label in rows]
+    return names, [{word: row} for row in rows for _ in range(IMAGES_PER_CLASS)] or [{}] * 64, {}
+
+
+def _batch(values: list):
+    return torch.stack(values) if isinstance(values[0], torch.Tensor) else values
+
+
+def _beside_the_truth(pipeline, batch: dict, samples: list) -> PIL.Image.Image:
+    """Each sample between its condition, grey where nothing is known, and the image that this was made of."""
+    x_0, rows = batch["x_0"], {}
+    pictures = [
+        pipeline.numpy_to_pil((x.permute(0, 2, 3, 1) / 2 + 0.5).numpy())
+        for x in (batch["condition_image"][:, : x_0.shape[1]], x_0)
+    ]
+    for start in range(0, len(samples), IMAGES_PER_CLASS):
+        for name, images in zip(("condition", "sample", "truth"), (pictures[0], samples, pictures[1])):
+            rows[name + " " * start] = images[start : start + IMAGES_PER_CLASS]  # names must differ
+    return labelled_grid(rows)
