@@ -610,6 +610,7 @@ def random_pixels(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
+GREY = np.full((8, 8), 0.5)
 LEFT = np.repeat([[0.0] * 4 + [1.0] * 4], 8, axis=0)  # a mask: the right half is white
 SAMPLERS = [
     (DDPMNoiseScheduler(prediction_type="epsilon"), {}),
@@ -750,6 +751,160 @@ def test_a_picture_may_be_pil_numpy_or_tensor(num_channels):
     ]
     assert all(torch.allclose(image, images[0], atol=1e-6) for image in images)
     assert torch.allclose(images[0][0, :, :, :4], tensor[:, :, :4])
+
+
+# ---------------------------------------------------------------------- a model that was trained on a condition image
+
+
+def make_conditioned(kind: str = "masked", num_channels: int = 1, **options) -> DDPMImagePipeline:
+    """Keeps what its U-Net is given, of each call, in `seen`."""
+    unet = make_unet(in_channels=2 * num_channels + 1, out_channels=num_channels, num_class_embeds=4)
+    pipe = DDPMImagePipeline(unet, DDPMNoiseScheduler(), NAMES, image_condition=kind, **options)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.seen = []
+    pipe.unet.register_forward_pre_hook(lambda module, args: pipe.seen.append(args[0]))
+    return pipe
+
+
+def test_what_is_known_goes_in_beside_x_t_and_its_null_is_zero():
+    pipe, x_t = make_conditioned(), torch.randn(2, 1, 8, 8)
+    assert pipe.takes == ("class_labels", "condition_image")
+    known = torch.rand(2, 2, 8, 8)
+    condition = pipe.encode(class_labels=1, condition_image=known)
+    assert condition["class_labels"].tolist() == [1, 1] and torch.equal(condition["image"], known)
+    null = pipe.null(condition)
+    assert null["class_labels"].tolist() == [3, 3] and torch.equal(null["image"], torch.zeros(2, 2, 8, 8))
+    for given in (condition, null, pipe.encode(batch_size=2)):
+        pipe.denoise(x_t, 5, given)
+    assert torch.equal(pipe.seen[0], torch.cat([x_t, known], dim=1))
+    assert torch.equal(pipe.seen[1], torch.cat([x_t, torch.zeros(2, 2, 8, 8)], dim=1))
+    assert torch.equal(pipe.seen[2], pipe.seen[1])  # nothing given is the null
+
+
+def test_guidance_leads_away_from_nothing_known():
+    pipe, x_t, t = make_conditioned(), torch.randn(2, 1, 8, 8), torch.tensor(5)
+    condition = pipe.encode(class_labels=[0, 2], condition_image=torch.rand(2, 2, 8, 8))
+    null = pipe.null(condition)
+    given, without = (pipe.denoise(x_t, t, words) for words in (condition, null))
+    both = {name: torch.cat([condition[name], null[name]]) for name in condition}
+    for scale in (0.0, 1.0, 2.5):
+        words = condition if scale == 1 else both
+        expected = without + scale * (given - without)
+        assert (pipe._guided(x_t, t, words, scale, 0.0) - expected).abs().max() < 1e-5
+
+
+PICTURE = random_pixels(8, 8)
+CONDITIONS = {
+    "masked": (1, {"image": Image.fromarray(PICTURE), "mask_image": LEFT}),
+    "lower_resolution": (1, {"image": Image.fromarray(PICTURE[:4, :4])}),
+    "grey": (3, {"image": Image.fromarray(PICTURE)}),
+    "sketch": (1, {"image": Image.fromarray(PICTURE)}),
+}
+
+
+@pytest.mark.parametrize("kind", CONDITIONS)
+def test_a_call_conditions_on_the_picture_and_keeps_what_is_known_of_it(kind):
+    """With labels, guidance, few steps and a generator for each image."""
+    num_channels, given = CONDITIONS[kind]
+    pipe = make_conditioned(kind, num_channels)
+    options = {"num_inference_steps": 3, "eta": 1.0, "solver_order": 2, "guidance_scale": 2.0, "output_type": "pt"}
+    images = pipe(generator=seeds(1, 2), class_labels=["Bag", "Trouser"], **given, **options).images
+    pixels = torch.tensor(PICTURE).float() / 255
+    known = torch.ones(8, 8)
+    if kind == "masked":
+        known = 1 - torch.tensor(LEFT).float()
+        assert (images[:, 0] - pixels)[:, :, :4].abs().max() < 0.5 / 255
+    if kind == "lower_resolution":
+        pixels = pixels[:4, :4]
+        assert (images.view(2, 4, 2, 4, 2).mean((2, 4)) - pixels).abs().max() < 1 / 255
+        pixels = pixels.repeat_interleave(2, 0).repeat_interleave(2, 1)
+    if kind == "grey":
+        assert (images.mean(1) - pixels).abs().max() < 1 / 255
+    expected = torch.cat([(2 * pixels - 1)[None].expand(num_channels, 8, 8) * known, known[None]])
+    assert len(pipe.seen) == 3
+    for seen in pipe.seen:  # the two images, then their null
+        assert torch.allclose(seen[:2, num_channels:], expected.expand(2, -1, -1, -1), atol=1e-6)
+        assert not seen[2:, num_channels:].any()
+    alone = pipe(generator=seeds(2), class_labels="Trouser", **given, **options).images
+    assert (alone[0] - images[1]).abs().max() < 1e-3
+
+
+def test_without_a_picture_nothing_is_known():
+    pipe = make_conditioned()
+    ready = torch.zeros(2, 2, 8, 8)
+    options = {"class_labels": [0, 1], "num_inference_steps": 2, "guidance_scale": 1.0, "output_type": "pt"}
+    plain = pipe(generator=seeds(1, 2), **options).images
+    assert all(not seen[:, 1:].any() for seen in pipe.seen)
+    assert torch.equal(pipe(generator=seeds(1, 2), condition_image=ready, **options).images, plain)
+
+
+def test_what_is_known_of_a_batch_of_data_conditions_as_a_picture_does():
+    """Without labels, and with a guidance of its own: the image alone is something to be guided to."""
+    pipe = make_conditioned()
+    known = torch.cat([torch.tensor(1 - LEFT).float() * (torch.tensor(PICTURE) / 127.5 - 1), torch.tensor(1 - LEFT)])
+    known = known.view(1, 2, 8, 8).float()
+    options = {"num_inference_steps": 2, "guidance_scale": 1.5, "generator": seeds(1, 2)}
+    assert len(pipe(condition_image=known, **options).images) == 2
+    ready, pipe.seen = pipe.seen, []
+    pipe(**options | {"generator": seeds(1, 2)}, **CONDITIONS["masked"][1])
+    assert torch.allclose(ready[0], pipe.seen[0], atol=1e-6)
+
+
+def test_a_conditioned_model_loads_by_all_ways(tmp_path):
+    pipe = make_conditioned(sampling=FAST | {"num_inference_steps": 2})
+    pipe.save_pretrained(tmp_path)
+    given = {"image": Image.fromarray(PICTURE), "mask_image": LEFT, "class_labels": "Bag", "output_type": "np"}
+    expected = pipe(generator=seeds(0)[0], **given).images
+    ours = DDPMImagePipeline.from_pretrained(tmp_path)
+    anywhere = DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True)
+    shared = DDPMImagePipeline.from_pipe(ours)
+    again = DDPMImagePipeline(**ours.components, **ours.parameters)
+    for other in (ours, anywhere, shared, again):
+        assert other.image_condition == "masked" and other.num_channels == 1
+        other.set_progress_bar_config(disable=True)
+        assert np.array_equal(other(generator=seeds(0)[0], **given).images, expected)
+    assert "image_condition" not in make_pipeline().to_json_string()
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "words"),
+    [
+        ("masked", {"image": GREY}, "'masked'; give an image of the model's size, and mask_image"),
+        (
+            "masked",
+            {"image": GREY[:4, :4]},
+            r"image of \(1, 4, 4\): this model was trained on image_condition='masked'",
+        ),
+        ("lower_resolution", {"image": GREY}, "give an image whose sides are the model's divided by 2 or 4"),
+        ("lower_resolution", {"image": GREY[:1, :1]}, "divided by 2 or 4"),
+        ("lower_resolution", {"image": GREY[:4, :2]}, "divided by 2 or 4"),
+        ("lower_resolution", {"image": GREY[:4, :4], "mask_image": LEFT[:4, :4]}, "with mask_image: this model"),
+        ("sketch", {"image": GREY, "mask_image": LEFT}, "'sketch'; give an image of the model's size and channels"),
+        ("masked", {"condition_image": torch.zeros(1, 3, 8, 8)}, r"\(1, 3, 8, 8\): it must be \(B, 2, H, W\)"),
+        ("masked", {"condition_image": torch.zeros(2, 2, 8, 8), "batch_size": 3}, "'condition_image': 2"),
+        ("masked", {"condition_image": torch.zeros(1, 2, 8, 8), "image": GREY}, "condition_image and image"),
+        (None, {"condition_image": torch.zeros(1, 2, 8, 8)}, "this model was trained without one"),
+    ],
+)
+def test_a_model_takes_the_condition_that_it_was_trained_on(kind, given, words):
+    pipe = make_pipeline() if kind is None else make_conditioned(kind)
+    pipe.unet.forward = None
+    with pytest.raises(ValueError, match=words):
+        pipe(**given)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "words"),
+    [
+        ("masked", {}, "takes 1 channels, and not 2C [+] 1"),
+        ("masked", {"in_channels": 4}, "takes 4 channels"),
+        ("grey", {"in_channels": 3}, "grey themselves"),
+        ("lower_resolution", {"in_channels": 3, "sample_size": 10}, "images, 10, must be multiples of 4"),
+    ],
+)
+def test_a_network_without_the_channels_of_its_condition_is_refused(kind, config, words):
+    with pytest.raises(ValueError, match=f"image_condition='{kind}': .*{words}"):
+        DDPMImagePipeline(make_unet(**config), DDPMNoiseScheduler(), image_condition=kind)
 
 
 def test_invert_finds_the_noise_of_a_picture():
@@ -903,7 +1058,6 @@ def test_a_part_that_is_no_model_and_no_scheduler_is_not_loaded(folder, tmp_path
 # ---------------------------------------------------------------------- what it refuses, before any work
 
 
-GREY = np.full((8, 8), 0.5)
 NULL_LESS = {"num_class_embeds": 3, "id2label": NAMES}
 WITH_NULL = {"num_class_embeds": 4, "id2label": NAMES}
 

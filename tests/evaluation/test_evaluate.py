@@ -337,6 +337,21 @@ def test_a_model_of_text_is_asked_for_the_captions_of_test_images(home, tmp_path
     assert set(result["metrics"]) == {"accuracy"} and result["floors"]["accuracy"] > 0.3
 
 
+def test_a_model_of_condition_images_is_asked_for_those_of_test_images(home, tmp_path):
+    unet = DDPMUNet2DModel(**UNET | {"in_channels": 3}, num_class_embeds=4)
+    names = {0: "0", 1: "1", 2: "2"}
+    hub.save(DDPMImagePipeline(unet, DDPMNoiseScheduler(**CHAIN), names, image_condition="masked"), tmp_path / "model")
+    changes = {"metrics": ["bpd", "accuracy", "memorization"], "batch_size": 20, "guidance_scale": 2.0}
+    measured = Evaluation(str(tmp_path / "model"), EvaluationConfig(**options(home, **changes)))
+    asked = measured.test[measured.subset.tolist()]
+    words = {name: asked[name] for name in ("class_labels", "condition_image")}
+    generators = [torch.Generator().manual_seed(evaluation.sample_key(0, i)) for i in range(20)]
+    own = hub.load(tmp_path / "model")(20, generators, 3, "pt", guidance_scale=2.0, autocast=False, **words).images
+    assert (unit_to_uint8(own).int() - samples(measured).int()).abs().max() <= 1
+    result, _ = measured.run()
+    assert np.isfinite(list(result["metrics"].values())).all()
+
+
 def test_a_model_with_learned_variance_is_measured(home):
     result, _ = evaluate(str(home / "learned"), EvaluationConfig(**options(home, metrics=["bpd", "memorization"])))
     assert set(result["metrics"]) == {"bits_per_dim", "nearest_distance", "memorized_share"}

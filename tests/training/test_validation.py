@@ -8,7 +8,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from grids import images, levels
 
-from ddpm_hf import DDPMNoiseScheduler
+from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler
+from ddpm_hf.data import ImageDataset
 from ddpm_hf.keys import draw
 from ddpm_hf.training import validation
 
@@ -49,6 +50,27 @@ def test_a_grid_that_a_signal_cut_short_is_none(accelerator):
     """Its last images may be half noise."""
     answers = iter([False, True])
     assert validation.draw_samples(accelerator, TellingPipeline(10), stop=lambda: next(answers)) is None
+
+
+class EchoingPipeline:
+    """Draws what is known of an image, half as bright."""
+
+    takes, id2label, numpy_to_pil = ("condition_image",), {}, staticmethod(DDPMImagePipeline.numpy_to_pil)
+
+    def __call__(self, batch_size, generators, callback_on_step_end=None, condition_image=None):
+        return SimpleNamespace(images=[images(int(x * 127.5 + 127.5) // 2)[0] for x in condition_image[:, 0, 0, 0]])
+
+
+def test_samples_of_condition_images_stand_between_condition_and_truth(accelerator):
+    pixels = torch.arange(0, 240, 20, dtype=torch.uint8).view(12, 1, 1, 1).expand(12, 1, 8, 8)
+    data = ImageDataset(pixels, others=255 - pixels)
+    data.image_condition = "negative"
+    grid = validation.draw_samples(accelerator, EchoingPipeline(), data)
+    truth = list(range(0, 240, 20))
+    condition = [255 - level for level in truth]
+    rows = [[*condition[:8]], [level // 2 for level in condition[:8]], truth[:8]]
+    found = levels(grid, 6, 8)
+    assert found[:3] == rows and found[5][:4] == truth[8:]
 
 
 class Batches(list):
