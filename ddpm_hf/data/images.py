@@ -1,9 +1,11 @@
 """Images of a data set: decoded to uint8, in memory or on access, given out as x_0 in batches with what a model is conditioned on."""
 
 import functools
+import hashlib
 import math
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -122,6 +124,10 @@ def _decode_rows(rows: dict, indices: list[int], column: str, shape, keep_pixels
     return {"pixels": pixels, "error": errors}
 
 
+def _size_of(path: str | None) -> int:
+    return os.path.getsize(path) if path and os.path.isfile(path) else 0
+
+
 class EncodedImages:
     """Images as they are stored: `images[list of int]` decodes them, uint8 (B, C, H, W). Stands for a tensor of `shape` (N, C, H, W)."""
 
@@ -135,11 +141,22 @@ class EncodedImages:
         return torch.from_numpy(np.stack([decode(x, f"image {i}", self.shape[1:]) for x, i in zip(values, rows)]))
 
     def stored_sizes(self) -> np.ndarray:
-        """Bytes of each image as it is stored, int64 (N,); reads none of them."""
+        """Bytes of each image as it is stored, int64 (N,), 0 where there is none; reads none of them."""
         cells = self.dataset.data.column(self.column)
         sizes = pc.binary_length(pc.struct_field(cells, "bytes")).to_pylist()
         paths = pc.struct_field(cells, "path").to_pylist()
-        return np.array([os.path.getsize(paths[i]) if sizes[i] is None else sizes[i] for i in self.rows], np.int64)
+        return np.array([_size_of(paths[i]) if sizes[i] is None else sizes[i] for i in self.rows], np.int64)
+
+    def first_copies(self) -> np.ndarray:
+        """Of each image the first that is stored as the same bytes, int64 (N,). Those of a size of their own are not read."""
+        cells, sizes = self.dataset.data.column(self.column), self.stored_sizes()
+        shared, first = Counter(sizes.tolist()), np.arange(len(sizes))
+        seen: dict[bytes, int] = {}
+        for i in (i for i, size in enumerate(sizes.tolist()) if size and shared[size] > 1):
+            cell = cells[int(self.rows[i])].as_py()
+            content = Path(cell["path"]).read_bytes() if cell["bytes"] is None else cell["bytes"]
+            first[i] = seen.setdefault(hashlib.blake2b(content).digest(), i)
+        return first
 
     def decode_all(self, keep_pixels: bool, skip_undecodable: bool, cache: Path):
         """-> the images as one tensor or, without `keep_pixels`, as `EncodedImages`; which of them are left, and the errors of the others.

@@ -5,7 +5,8 @@ Ho et al. 2020 (arXiv 2006.11239), section 3.3: "image data consists of integers
 Upstream: a Hub id, or a folder or zip on this machine (`folders`, `idx`). Downstream: training, likelihood, fidelity.
 
 One rule for held-out images, for every script: the split "test" is the set's own test split, else its validation split, else every tenth
-image of train, which "train" is then without. Where train has labels, a split without labels is passed over.
+image of train, which "train" is then without; copies of an image go where the first one goes. Where train has labels, a split without
+labels is passed over.
 """
 
 import logging
@@ -94,7 +95,7 @@ def load_image_dataset(
     features = next(iter(splits.values())).features or {}
     columns = {argument: _find_column(features, argument, name) for argument, name in named.items()}
     labels, class_names = _read_labels(splits, columns.get("label_column"))
-    name, rows, note = _choose(dataset, split, splits, labels)
+    name, rows, note = _choose(dataset, split, splits, labels, columns["image_column"])
     if dataset == FASHION_MNIST and len(class_names or []) == len(idx.FASHION_MNIST_CLASSES):
         class_names = idx.FASHION_MNIST_CLASSES
     captions, shape, notes = columns.get("caption_column"), (num_channels, *size), note + notes
@@ -234,7 +235,9 @@ def _read_labels(splits: dict, column: str | None) -> tuple[Labels, list[str] | 
     return none | labels, names
 
 
-def _choose(dataset: str, split: str, splits: dict, labels: Labels) -> tuple[str, np.ndarray | None, list[str]]:
+def _choose(
+    dataset: str, split: str, splits: dict, labels: Labels, column: str
+) -> tuple[str, np.ndarray | None, list[str]]:
     """The rule for held-out images -> the name of a split, its rows (None of a streamed one), and a note."""
     roles = {SPLIT_NAMES.get(name, name): name for name in reversed(splits)}
     train = roles.get("train", next(iter(splits)) if len(splits) == 1 else None)
@@ -254,7 +257,7 @@ def _choose(dataset: str, split: str, splits: dict, labels: Labels) -> tuple[str
         raise ValueError(
             f"split='test': dataset={dataset!r} has no other split, and of {train!r} nothing can be held out"
         )
-    tenth = rows % 10 == 9
+    tenth = EncodedImages(splits[train], column, rows, (1, 1, 1)).first_copies() % 10 == 9
     if split == "train":
         return train, rows[~tenth], [f"every tenth image is held out ({tenth.sum()})"]
     return train, rows[tenth], [f"every tenth image of {train!r}"]

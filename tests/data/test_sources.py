@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import ASSETS, ROOT
 
 from ddpm_hf.data import FASHION_MNIST, ImageDataset, load_image_dataset
@@ -74,6 +75,20 @@ def test_one_rule_for_held_out_images(tmp_path, write_parquet, table, idx):
     assert torch.equal(parts[1].images, idx.images[9:64:10])
     assert torch.equal(parts[0].images, torch.stack([x for i, x in enumerate(idx.images[:64]) if i % 10 != 9]))
     assert len(load_image_dataset(str(tmp_path / "both"), split="validation", **GRAY)) == 7
+
+
+def test_copies_of_an_image_are_on_one_side(tmp_path, gray):
+    """Every tenth of 30 images is 9, 19 and 29. Image 19 is a copy of 0 and is trained on, image 12 one of 9 and is held out."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(30):
+        value = {19: 0, 12: 9}.get(i, i)
+        Image.new("L", (4, 4), 8 * value).save(photos / f"{i:02}.png")
+    held_out, trained = (
+        {int(image[0, 0, 0]) // 8 for image in load_image_dataset(str(photos), split=split, **gray).images}
+        for split in ("test", "train")
+    )
+    assert held_out == {9, 29} and not held_out & trained
 
 
 def test_a_test_split_without_labels_is_passed_over(tmp_path, write_parquet, table):
