@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 import yaml
+from safetensors import SafetensorError
 
 from ddpm_hf import hub
 from ddpm_hf.training import checkpoints, ema
@@ -41,7 +42,7 @@ def main() -> None:
             "step": args.step,
         }
         print(f"Saved {hub.save(pipeline, args.output_dir, train_config=config, train_results=results)}.")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         parser.exit(2, f"error: {error}\n")
 
 

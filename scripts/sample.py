@@ -12,9 +12,12 @@ import torch
 from accelerate import PartialState
 from PIL import Image
 
-from ddpm_hf import hub
-from ddpm_hf.data.images import decode
-from ddpm_hf.images import labelled_grid
+try:
+    from ddpm_hf import hub
+    from ddpm_hf.data.images import decode
+    from ddpm_hf.images import labelled_grid
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error}")
 
 
 def parse_args() -> argparse.Namespace:

@@ -10,10 +10,12 @@ from ddpm_hf.training.config import parse_args
 
 if __name__ == "__main__":
     config = parse_args(sys.argv[1:])
-    from ddpm_hf.training import train  # and torch, which options do not wait for
-
     try:
+        from ddpm_hf.training import train  # and torch, which options do not wait for
+
         train(config)
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {error}")
     except (ValueError, FloatingPointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1 if isinstance(error, FloatingPointError) else 2)

@@ -64,6 +64,8 @@ class ClassifierConfig:
         self.output = os.path.expanduser(self.output)
         if len(self.image_size) not in (1, 2):
             raise ValueError(f"image_size={self.image_size}: give one number, or height and width.")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed} must be in [0, 2**32).")
         for name in ("num_epochs", "batch_size", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0.")

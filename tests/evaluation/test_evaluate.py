@@ -458,6 +458,7 @@ def test_the_command_repeats_the_measurement_under_another_launcher(home, script
         ("train_classifier.py", ["--dataset", "./nowhere", "--output", "classifier"], 2),
         ("train_classifier.py", ["--dataset", "nowhere", "--output", "classifier", "--num_epochs", "0"], 2),
         ("train_classifier.py", ["--dataset", "nowhere", "--output", "classifier", "--image_size", "8", "8", "8"], 2),
+        ("train_classifier.py", ["--dataset", "nowhere", "--output", "classifier", "--seed", "1" * 23], 2),
         ("train.py", [], 1),
     ],
 )
@@ -472,7 +473,9 @@ def test_scripts_tell_errors_in_one_way(name, arguments, code, monkeypatch, tmp_
     with pytest.raises(SystemExit) as exit:
         runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
     told = capsys.readouterr().err.splitlines()[-1]
-    assert exit.value.code == code and re.match("error: .*(nowhere|not a number|num_epochs=0|image_size=)", told), told
+    assert exit.value.code == code and re.match(
+        "error: .*(nowhere|not a number|num_epochs=0|image_size=|seed=1)", told
+    ), told
 
 
 def test_the_classifier_is_tested_on_what_training_holds_out_of_the_columns_that_it_is_given(monkeypatch, capsys):
@@ -518,13 +521,21 @@ def test_a_classifier_of_colour_images_of_any_size_and_number_of_classes_measure
     assert f"{len(names)} classes" in (tmp_path / "classifier" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["evaluate.py", "train_classifier.py"])
-def test_a_missing_package_is_one_line_with_the_way_to_install_it(name):
-    hide = "import sys; sys.modules['torchmetrics'] = None; import runpy; runpy.run_path(sys.argv[1], run_name='__main__')"
-    command = [sys.executable, "-c", hide, str(ROOT / "scripts" / name)]
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [
+        ("evaluate.py", "torchmetrics", "eval"),
+        ("train_classifier.py", "torchmetrics", "eval"),
+        ("train.py", "datasets", "train"),
+        ("sample.py", "datasets", "train"),
+    ],
+)
+def test_a_missing_package_is_one_line_with_the_way_to_install_it(name, package, extra):
+    hide = "import sys; sys.modules[sys.argv.pop(1)] = None; sys.argv.pop(0); import runpy; runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", hide, package, str(ROOT / "scripts" / name)]
     run = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert run.returncode == 1 and run.stderr.splitlines()[-1].startswith("error: No module"), run.stderr
-    assert run.stderr.splitlines()[-1].endswith('pip install -e ".[eval]"') and "Traceback" not in run.stderr
+    assert run.stderr.splitlines()[-1].endswith(f'pip install -e ".[{extra}]"') and "Traceback" not in run.stderr
 
 
 def test_samples_are_drawn_on_any_accelerator(home, monkeypatch):

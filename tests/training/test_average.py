@@ -76,6 +76,11 @@ def test_averages_of_other_lengths_become_models(tmp_path, monkeypatch, capsys, 
     with pytest.raises(SystemExit):
         average.main()
     assert "neither a saved model nor a checkpoint" in capsys.readouterr().err
+    for path in (killed / "averages").iterdir():
+        path.write_bytes(b"damaged")
+    with pytest.raises(SystemExit):
+        average.main()
+    assert capsys.readouterr().err.startswith("error: ")
     assert hub.load(folder).unet.state_dict().keys() == whole.keys()
     assert all(torch.equal(tensor, whole[name]) for name, tensor in hub.load(folder).unet.state_dict().items())
 
