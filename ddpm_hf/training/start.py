@@ -135,9 +135,12 @@ def _check_shapes(pipeline: DDPMImagePipeline) -> None:
 def take_over(pipeline: DDPMImagePipeline, source: DDPMImagePipeline, name: str) -> None:
     """Copy the weights of `source` that fit; one line names those that are new and those that have no place here.
 
-    A class table fits where the classes are the same ones.
+    A class table fits where the classes are the same ones. The channels of a condition image, which are new, begin with weights of 0: the
+    model starts as the one that it was (InstructPix2Pix, arXiv:2211.09800, Section 3.2).
     """
     state, trained = pipeline.unet.state_dict(), source.unet.state_dict()
+    if pipeline.image_condition is not None and source.image_condition is None:
+        trained = {key: _widened(value, source, state.get(key)) for key, value in trained.items()}
     fits = {key: value for key, value in trained.items() if key in state and state[key].shape == value.shape}
     if source.id2label != pipeline.id2label:
         tables = _class_tables(pipeline)
@@ -151,6 +154,13 @@ def take_over(pipeline: DDPMImagePipeline, source: DDPMImagePipeline, name: str)
         ", ".join(sorted(keys)) or "none" for keys in (state.keys() - fits.keys(), trained.keys() - state.keys())
     )
     logger.warning(f"init_from={name!r}: {len(fits)} tensors taken over; made anew: {new}; left out: {unused}.")
+
+
+def _widened(value: torch.Tensor, source: DDPMImagePipeline, like: torch.Tensor | None) -> torch.Tensor:
+    """Weights of the layer that takes x_t, with 0 for what `like` takes beside it; others as they are."""
+    takes_x_t = value.ndim == 4 and value.shape[1] == source.num_channels and like is not None
+    new = like.shape[1] - value.shape[1] if takes_x_t else 0
+    return torch.nn.functional.pad(value, (0, 0, 0, 0, 0, new)) if new > 0 else value
 
 
 def _class_tables(pipeline: DDPMImagePipeline) -> set[str]:

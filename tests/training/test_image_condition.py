@@ -6,6 +6,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny import ASSETS
 from training_fixtures import tiny
@@ -15,7 +16,7 @@ from ddpm_hf import hub
 from ddpm_hf.data import load_image_dataset
 from ddpm_hf.training import PRESETS, train
 from ddpm_hf.training.config import parse_args
-from ddpm_hf.training.start import find_start
+from ddpm_hf.training.start import find_start, make_pipeline
 
 IMAGE = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
 
@@ -68,9 +69,16 @@ def test_a_column_of_second_images(tmp_path, tiny_preset):
 def test_an_unconditioned_model_becomes_a_conditioned_one(tmp_path, tiny_preset, caplog):
     plain = train(tiny(tmp_path / "plain", max_train_steps=1, num_validation_images=0))
     options = {"preset": None, "init_from": str(plain), "max_train_steps": 1, "num_validation_images": 0}
-    tuned = hub.load(train(tiny(tmp_path, image_condition="masked", **options)))
-    assert "made anew: conv_in.weight; left out: none" in caplog.text
-    assert tuned.image_condition == "masked"
+    config = tiny(tmp_path, image_condition="masked", **options)
+    start, source, x_t = find_start(config), hub.load(plain), torch.randn(2, 1, 28, 28)
+    begun = make_pipeline(start, list(source.id2label.values()), config)
+    assert "made anew: none; left out: none" in caplog.text
+    given = begun.encode(class_labels=[1, 2], condition_image=torch.rand(2, 2, 28, 28))
+    begun.unet.eval()
+    with torch.no_grad():  # it starts as the model that it was
+        as_it_was = source.denoise(x_t, 5, source.encode(class_labels=[1, 2]))
+        assert (begun.denoise(x_t, 5, given) - as_it_was).abs().max() < 1e-5
+    assert hub.load(train(config)).image_condition == "masked"
 
 
 @pytest.mark.parametrize(
