@@ -13,10 +13,10 @@ import torch
 from diffusers import DiTTransformer2DModel
 
 from ddpm_hf import DDPMImagePipeline
+from ddpm_hf.cli.train import parse_args
 from ddpm_hf.data import FASHION_MNIST
 from ddpm_hf.images import labelled_grid
 from ddpm_hf.training import PRESETS, Preset, train
-from ddpm_hf.training.config import parse_args
 
 DIT = Preset(
     network=DiTTransformer2DModel,

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 from ddpm_hf import DDPMImagePipeline
+from ddpm_hf.cli.train import parse_args
 from ddpm_hf.images import labelled_grid
 from ddpm_hf.training import train
-from ddpm_hf.training.config import parse_args
 
 
 def main(model: str, photos: str, *arguments: str) -> Path:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from ddpm_hf.cli.train import parse_args
 from ddpm_hf.training import train
-from ddpm_hf.training.config import parse_args
 
 
 def pseudo_huber(denoise, scheduler, x_0, t, noise, condition, c: float = 0.1) -> torch.Tensor:

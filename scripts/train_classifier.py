@@ -14,16 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import HfArgumentParser, ResNetConfig, ResNetForImageClassification, Trainer, TrainingArguments
+import transformers  # which imports torch when a model is first named
+from transformers import HfArgumentParser
 
-try:
-    from ddpm_hf.evaluation.fidelity import to_pixel_values
-except ModuleNotFoundError as error:
-    sys.exit(f"error: {error}")
-
-from ddpm_hf.data import FASHION_MNIST, load_image_dataset
-from ddpm_hf.hardware import default_precision
+from ddpm_hf.cli import HelpFormatter, command, parse_dataclass
+from ddpm_hf.data import FASHION_MNIST
 
 CARD = """---
 license: apache-2.0
@@ -46,19 +41,24 @@ FID, KID, precision and recall in `scripts/evaluate.py`.
 
 @dataclass
 class ClassifierConfig:
-    output: str = field(metadata={"help": "folder for the classifier"})
-    dataset: str = field(default=FASHION_MNIST, metadata={"help": "Hub id or folder of the images"})
-    image_column: str | None = field(default=None, metadata={"help": "of the data set; found by its type otherwise"})
-    label_column: str | None = field(default=None, metadata={"help": "of the data set; found by its type otherwise"})
-    skip_undecodable: bool = field(default=False, metadata={"help": "leave out images that cannot be decoded"})
-    num_channels: int = field(default=1, metadata={"help": "of the images: 1 is grey, 3 is RGB"})
-    image_size: list[int] = field(
-        default_factory=lambda: [28], metadata={"help": "of the images, in pixels: one number, or height and width"}
+    output: str = field(metadata={"help": "The folder that gets the classifier."})
+    dataset: str = field(default=FASHION_MNIST, metadata={"help": "The Hub id or folder of the images."})
+    image_column: str | None = field(
+        default=None, metadata={"help": "The column of the images; found by its type if not named."}
     )
-    num_epochs: int = field(default=10, metadata={"help": "passes over the training images"})
-    batch_size: int = field(default=128, metadata={"help": "images per step"})
-    learning_rate: float = field(default=2e-3, metadata={"help": "peak of the cosine schedule"})
-    seed: int = field(default=0, metadata={"help": "of weights, order and augmentation"})
+    label_column: str | None = field(
+        default=None, metadata={"help": "The column of the labels; found by its type if not named."}
+    )
+    skip_undecodable: bool = field(default=False, metadata={"help": "Leave out images that cannot be decoded."})
+    num_channels: int = field(default=1, metadata={"help": "The channels of the images: 1 is grey, 3 is RGB."})
+    image_size: list[int] = field(
+        default_factory=lambda: [28],
+        metadata={"help": "The size of the images in pixels: one number, or height and width."},
+    )
+    num_epochs: int = field(default=10, metadata={"help": "Passes over the training images."})
+    batch_size: int = field(default=128, metadata={"help": "Images per step."})
+    learning_rate: float = field(default=2e-3, metadata={"help": "The peak of the cosine schedule."})
+    seed: int = field(default=0, metadata={"help": "The seed of weights, order and augmentation."})
 
     def __post_init__(self):
         self.output = os.path.expanduser(self.output)
@@ -71,7 +71,7 @@ class ClassifierConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
 
 
-class Mirrored(torch.utils.data.Dataset):
+class Mirrored:
     """The same images, half of them mirrored."""
 
     def __init__(self, dataset):
@@ -81,17 +81,19 @@ class Mirrored(torch.utils.data.Dataset):
         return len(self.dataset)
 
     def __getitems__(self, indices):
+        import torch
+
         batch = self.dataset.__getitems__(indices)
         mirrored = torch.rand(len(indices), 1, 1, 1) < 0.5
         return batch | {"x_0": torch.where(mirrored, batch["x_0"].flip(-1), batch["x_0"])}
 
 
-def make_model(config: ClassifierConfig, class_names: list[str]) -> ResNetForImageClassification:
+def make_model(config: ClassifierConfig, class_names: list[str]) -> "transformers.ResNetForImageClassification":
     """A ResNet that divides sides by 16; images with less than 48 pixels to a side are enlarged to twice their size."""
     height, width = (config.image_size * 2)[:2]
     scale = 2 if min(height, width) < 48 else 1
-    return ResNetForImageClassification(
-        ResNetConfig(
+    return transformers.ResNetForImageClassification(
+        transformers.ResNetConfig(
             num_channels=config.num_channels,
             embedding_size=32,
             hidden_sizes=[32, 64, 128],
@@ -104,7 +106,16 @@ def make_model(config: ClassifierConfig, class_names: list[str]) -> ResNetForIma
     )
 
 
-def main(config: ClassifierConfig) -> None:
+@command
+def main(args: list[str]) -> None:
+    parser = HfArgumentParser(ClassifierConfig, description=__doc__, formatter_class=HelpFormatter)
+    config = parse_dataclass(parser, args)[0]
+    import torch
+
+    from ddpm_hf.data import load_image_dataset
+    from ddpm_hf.evaluation import fidelity
+    from ddpm_hf.hardware import default_precision
+
     torch.manual_seed(config.seed)
     options: dict[str, Any] = {
         name: vars(config)[name] for name in ("image_column", "label_column", "skip_undecodable")
@@ -122,7 +133,7 @@ def main(config: ClassifierConfig) -> None:
             f"dataset={config.dataset!r}: test has the classes {test.class_names}, train {train.class_names}."
         )
     model = make_model(config, train.class_names)
-    arguments = TrainingArguments(
+    arguments = transformers.TrainingArguments(
         output_dir=config.output,
         num_train_epochs=config.num_epochs,
         per_device_train_batch_size=config.batch_size,
@@ -139,13 +150,13 @@ def main(config: ClassifierConfig) -> None:
         report_to="none",
         remove_unused_columns=False,
     )
-    trainer = Trainer(
+    trainer = transformers.Trainer(
         model,
         arguments,
         train_dataset=Mirrored(train),
         eval_dataset=test,
         data_collator=lambda batch: {
-            "pixel_values": to_pixel_values(batch["x_0"], model.config.image_size),
+            "pixel_values": fidelity.to_pixel_values(batch["x_0"], model.config.image_size),
             "labels": batch["class_labels"],
         },
         compute_metrics=lambda seen: {"accuracy": (seen.predictions.argmax(axis=1) == seen.label_ids).mean().item()},
@@ -167,15 +178,11 @@ def main(config: ClassifierConfig) -> None:
         size=(pixel_size, pixel_size) if isinstance(pixel_size, int) else pixel_size,
         channels=config.num_channels,
         features=model.config.hidden_sizes[-1],
-        command=shlex.join(["python", "scripts/train_classifier.py", *sys.argv[1:]]),
+        command=shlex.join(["python", "scripts/train_classifier.py", *args]),
     )
     Path(config.output, "README.md").write_text(card)
     print(f"accuracy on {len(test)} test images: {accuracy:.4f}, saved to {config.output}")
 
 
 if __name__ == "__main__":
-    try:
-        main(HfArgumentParser(ClassifierConfig).parse_args_into_dataclasses()[0])
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(main())

@@ -1,17 +1,13 @@
-"""scripts/sample.py: pictures in, a file for each image, interpolation, and what it refuses."""
-
-import sys
+"""ddpm-sample: pictures in, a file for each image, interpolation, and what it refuses."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import ROOT, TINY_UNET
+from tiny import TINY_UNET
 
 from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel, hub
-
-sys.path.insert(0, str(ROOT / "scripts"))
-import sample
+from ddpm_hf.cli import drawing, sample
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +20,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def run(folder, tmp_path, monkeypatch):
-    """The script in a folder of its own."""
+    """The command in a folder of its own -> exit code."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*options):
-        monkeypatch.setattr(sys, "argv", ["sample.py", str(folder), *map(str, options)])
-        sample.main()
-
-    return run
+    return lambda *options: sample.main([str(folder), *map(str, options)])
 
 
 def pixels(path) -> np.ndarray:
@@ -89,6 +80,8 @@ def test_interpolation_begins_and_ends_where_it_should(run):
         4,
         "--num_inference_steps",
         4,
+        "--output",
+        "grid.png",
         "--output_dir",
         "strip",
         "--gif",
@@ -129,9 +122,24 @@ def test_interpolation_begins_and_ends_where_it_should(run):
 
 def test_slerp_keeps_the_size_of_noise(generator):
     a, b = torch.randn(2, 1, 1, 64, 64, generator=generator)
-    middle = sample.slerp(a, b, 0.5)
-    assert abs(middle.std() - 1) < 0.02 and torch.allclose(sample.slerp(a, b, 1.0), b, atol=1e-5)
-    assert torch.allclose(sample.slerp(a, a, 0.5), a, atol=1e-3)
+    middle = drawing.slerp(a, b, 0.5)
+    assert abs(middle.std() - 1) < 0.02 and torch.allclose(drawing.slerp(a, b, 1.0), b, atol=1e-5)
+    assert torch.allclose(drawing.slerp(a, a, 0.5), a, atol=1e-3)
+
+
+def test_one_file_an_image_or_one_grid(run, tmp_path):
+    assert run("--num_images", 3, "--class_labels", "Bag", "--batch_size", 2, "--output_dir", "each") == 0
+    assert sorted(path.name for path in tmp_path.rglob("*.png")) == ["0.png", "1.png", "2.png"]
+    assert run("--num_images", 3) == 0 and (tmp_path / "grid.png").exists()
+
+
+@pytest.mark.parametrize(("sampler", "options"), [("ddim", ["--eta", 0]), ("sde-dpmsolver++", None), ("unipc", None)])
+def test_a_sampler_by_name(run, sampler, options):
+    common = ["--num_images", 2, "--class_labels", "Bag", "--num_inference_steps", 4, "--output_dir"]
+    assert run(*common, "named", "--sampler", sampler) == 0
+    assert run(*common, "other", *(options or [])) == 0
+    same = [np.array_equal(pixels(f"named/{i}.png"), pixels(f"other/{i}.png")) for i in range(2)]
+    assert all(same) if options else not any(same)
 
 
 @pytest.mark.parametrize(
@@ -141,8 +149,16 @@ def test_slerp_keeps_the_size_of_noise(generator):
         (["--interpolate", "9" * 23, "2"], "torch takes 0 to 2**64 - 1"),
         (["--interpolate", "1", "2", "--num_images", "1"], "--num_images of at least 2"),
         (["--interpolate", "1", "2", "--image", "x.png"], "--interpolate takes no --image"),
+        (["--interpolate", "1", "2", "--sampler", "unipc"], "no --sampler"),
         (["--prompt", "a", "--class_labels", "Bag"], "not allowed with argument"),
         (["--output", "grid.gif"], "--output grid.gif: give a file that ends in"),
+        (["--sampler", "euler"], "invalid choice: 'euler'"),
+        (["--num_inference_steps", "0"], "--num_inference_steps 0 must be at least 1"),
+        (["--guidance_scale", "nan"], "--guidance_scale nan must be at least 0"),
+        (["--guidance_scale", "-1"], "--guidance_scale -1.0 must be at least 0"),
+        (["--guidance_scale", "inf"], "--guidance_scale inf must be at least 0"),
+        (["--eta", "1.5"], "--eta 1.5 must be from 0 to 1"),
+        (["--strength", "nan"], "--strength nan must be from 0 to 1"),
     ],
 )
 def test_refuses_options(run, options, message, capsys):
@@ -154,13 +170,12 @@ def test_refuses_options(run, options, message, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--guidance_scale", "nan", "--class_labels", "Bag"], "guidance_scale=nan"),
-        (["--guidance_scale", "-1", "--class_labels", "Bag"], "guidance_scale=-1.0"),
         (["--prompt", "a cat"], "prompt"),
         (["--strength", "0.5"], "strength=0.5 needs image"),
         (["--image", "nothere.png"], "nothere.png"),
+        (["--sampler", "unipc", "--eta", "1"], "eta=1.0: UniPCMultistepScheduler takes none"),
     ],
 )
-def test_refuses_values(run, options, message):
-    with pytest.raises((ValueError, OSError), match=message):
-        run(*options, "--num_images", "1")
+def test_refuses_values(run, options, message, capsys):
+    assert run(*options, "--num_images", "1") == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]

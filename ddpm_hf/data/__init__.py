@@ -1,11 +1,35 @@
 """Any data set -> images as x_0 and what a model is conditioned on."""
 
-try:
-    from .images import ImageDataset, collate_batch
-    from .order import SampleOrder
-    from .sources import FASHION_MNIST, load_image_dataset
-    from .streaming import StreamedImages
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(f'No module {error.name!r}: pip install -e ".[train]"', name=error.name) from error
+from typing import TYPE_CHECKING
 
-__all__ = ["FASHION_MNIST", "ImageDataset", "SampleOrder", "StreamedImages", "collate_batch", "load_image_dataset"]
+from ..lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .images import ImageDataset, collate_batch, decode
+    from .order import SampleOrder
+    from .sources import load_image_dataset
+    from .streaming import StreamedImages
+
+FASHION_MNIST = "zalando-datasets/fashion_mnist"
+
+__all__ = [
+    "FASHION_MNIST",
+    "ImageDataset",
+    "SampleOrder",
+    "StreamedImages",
+    "collate_batch",
+    "decode",
+    "load_image_dataset",
+]
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "ImageDataset": "images",
+        "SampleOrder": "order",
+        "StreamedImages": "streaming",
+        "collate_batch": "images",
+        "decode": "images",
+        "load_image_dataset": "sources",
+    },
+    extra="train",
+)

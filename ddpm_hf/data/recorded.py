@@ -4,8 +4,6 @@ from pathlib import Path
 
 import yaml
 
-from .images import one_line_error
-
 OPTIONS = ("image_column", "label_column", "caption_column", "skip_undecodable")  # of `load_image_dataset`
 
 
@@ -15,6 +13,8 @@ def recorded_options(folder: str | Path) -> dict:
     Raises:
         ValueError: the folder does not tell, or the data set was a folder of which only the name is known here.
     """
+    from .images import one_line_error  # beside torch, for which options do not wait
+
     recorded: dict = {}
     # training_config.yaml has every option, but of a local path the last part alone; run.yaml has what was asked for, as it was.
     for path in (Path(folder, "training_config.yaml"), Path(folder, "run.yaml")):

@@ -23,14 +23,12 @@ from datasets.fingerprint import Hasher
 from datasets.utils.file_utils import get_session
 
 from ..pipeline_ddpm_image import IMAGE_CONDITIONS
-from . import idx, images
+from . import FASHION_MNIST, idx, images
 from .folders import SPLIT_NAMES, load_folder, unzip
 from .images import EncodedImages, Fields, ImageDataset, as_captions, cache_folder, list_some
 from .streaming import StreamedImages
 
 logger = logging.getLogger(__name__)
-
-FASHION_MNIST = "zalando-datasets/fashion_mnist"
 
 TEXT = ["string", "large_string"]
 INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]

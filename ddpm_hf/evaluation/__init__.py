@@ -1,10 +1,13 @@
 """Measure a saved model: likelihood and fidelity, each figure with its floor and its spread."""
 
-try:
-    from . import report
-    from .config import EvaluationConfig
-    from .run import evaluate
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(f'No module {error.name!r}: pip install -e ".[eval]"', name=error.name) from error
+from typing import TYPE_CHECKING
 
-__all__ = ["EvaluationConfig", "evaluate", "report"]
+from ..lazy import lazy_names
+from .config import EvaluationConfig
+
+if TYPE_CHECKING:
+    from . import fidelity, report
+    from .run import evaluate
+
+__all__ = ["EvaluationConfig", "evaluate", "fidelity", "report"]
+__getattr__ = lazy_names(__name__, {"evaluate": "run", "fidelity": "fidelity", "report": "report"}, extra="eval")

@@ -16,7 +16,6 @@ metrics.json, the dict that `evaluate` returns:
     command      what repeats it: as it was typed, and the options that it did not name
 """
 
-import copy
 import dataclasses
 import os
 import platform
@@ -43,7 +42,7 @@ from ..keys import sample_key
 from ..likelihood import Bound, variational_bound
 from ..scheduling_ddpm_noise import DDPMNoiseScheduler
 from . import fidelity
-from .config import CLASSIFIER, DATA_OPTIONS, MIN_IMAGES, PRECISIONS, SAMPLERS, SAMPLING, EvaluationConfig
+from .config import CLASSIFIER, DATA_OPTIONS, MIN_IMAGES, SAMPLING, EvaluationConfig
 from .measures import (
     MEASURES,
     METRICS,
@@ -57,6 +56,7 @@ from .measures import (
     save,
     spread,
 )
+from .samplers import SAMPLERS, with_sampler
 
 NUM_IMAGES = 10_000
 MAX_ROWS = 12  # classes that the report draws
@@ -94,8 +94,8 @@ class Evaluation:
         self.measures: dict[str, Measure] = {}
         self.unavailable: dict[str, str] = {}
         self._load_measures()
-        dtype = PRECISIONS[config.mixed_precision]
-        self.autocast = partial(torch.autocast, self.state.device.type, dtype, enabled=dtype != torch.float32)
+        dtype = torch.float16 if config.mixed_precision == "fp16" else torch.bfloat16
+        self.autocast = partial(torch.autocast, self.state.device.type, dtype, enabled=config.mixed_precision != "no")
         self.subset = self._choose(len(self.test), 0)  # test images: the floor, and what the samples are asked for
         self.seconds: dict[str, float] = {}
 
@@ -144,15 +144,7 @@ class Evaluation:
             )
 
     def _sampler(self, name: str | None):
-        """The pipeline under another sampler; the model's number of steps and guidance stay its defaults."""
-        if name in (None, "own"):
-            return self.pipeline
-        pipeline = copy.copy(self.pipeline)
-        pipeline.scheduler = SAMPLERS[name][0].from_config(self.scheduler_config)
-        pipeline.sampling = {
-            key: value for key, value in pipeline.sampling.items() if key not in ("eta", "solver_order")
-        }
-        return pipeline
+        return with_sampler(self.pipeline, name) if name else self.pipeline
 
     def _resolve_sampling(self) -> list[tuple[str | None, dict]]:
         """The sampler, None for the model's own, and all words to the pipeline: of each point of a sweep, or else of the one set of samples."""

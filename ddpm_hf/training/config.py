@@ -17,6 +17,7 @@ import yaml
 from .presets import CONSISTENCY, FINE_TUNING, PRESETS, Preset, find_preset
 
 MAX_SIGMA_REL = 12**-0.5  # the width of the plain mean of the weights, 0.289
+DEFAULT_PRESET = "fashion-mnist-quick"
 _DEFAULTS = dict(  # of the options that a preset may set
     lr_scheduler="cosine",
     random_flip=False,
@@ -26,10 +27,11 @@ _DEFAULTS = dict(  # of the options that a preset may set
 )
 
 
-def _option(default, help: str):
+def _option(default, help: str, **metadata):
+    """A field with its help; metadata: the option's `aliases` on the command line, for example."""
     if isinstance(default, list):
-        return field(default_factory=list, metadata={"help": help})
-    return field(default=default, metadata={"help": help})
+        return field(default_factory=list, metadata={"help": help, **metadata})
+    return field(default=default, metadata={"help": help, **metadata})
 
 
 @dataclass
@@ -39,15 +41,17 @@ class TrainConfig:
     preset: str | None = _option(
         None,
         f"Architecture and recipe: {', '.join(PRESETS)}; or a folder with unet/config.json and scheduler/scheduler_config.json."
-        " Default: fashion-mnist-quick, or the network of --init_from.",
+        f" Default: {DEFAULT_PRESET}, or the network of --init_from.",
     )
     init_from: str | None = _option(
         None,
         "Start from the trained weights of this model, a folder or Hub id, ours or stock; other data and classes may follow.",
+        aliases=["--pretrained_model_name_or_path"],
     )
     dataset: str | None = _option(
         None,
         "Hub id, folder of images, or folder of IDX files. Default: the preset's, or what --init_from was trained on.",
+        aliases=["--dataset_name", "--train_data_dir"],
     )
     image_column: str | None = _option(None, "Column of the images; found by its type if not named.")
     label_column: str | None = _option(None, "Column of the labels; found by its type if not named.")
@@ -138,11 +142,8 @@ class TrainConfig:
     def _fill_in(self) -> None:
         """The preset's values, for options that are left at None."""
         if self.preset is None and self.init_from is None:
-            self.preset = "fashion-mnist-quick"
-        recipe = _DEFAULTS | (find_preset(self.preset).training if self.preset else {})
-        recipe |= FINE_TUNING if self.init_from else {}
-        recipe |= CONSISTENCY if self.objective == "consistency" else {}
-        for name, value in (recipe | _durations(recipe, self.max_train_steps)).items():
+            self.preset = DEFAULT_PRESET
+        for name, value in find_recipe(self.preset, self.init_from, self.objective, self.max_train_steps).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
         if self.preset:
@@ -296,38 +297,13 @@ def _words(kind) -> str:
     return words.get(kind) or " or ".join(_words(part) for part in get_args(kind) if part is not NoneType)
 
 
-def _durations(recipe: dict, max_train_steps: int | None) -> dict:
-    """A recipe's warm-up and average last as long a part of any run as of the recipe's own."""
+def find_recipe(preset: str | None, init_from: str | None, objective: str | None, max_train_steps: int | None) -> dict:
+    """The values of options that such a run leaves out. Warm-up and average last as long a part of it as of the recipe's own length."""
+    recipe = _DEFAULTS | (find_preset(preset).training if preset else {})
+    recipe |= FINE_TUNING if init_from else {}
+    recipe |= CONSISTENCY if objective == "consistency" else {}
     part = recipe["max_train_steps"] / (max_train_steps or recipe["max_train_steps"])
-    return {
+    return recipe | {
         "lr_warmup_steps": round(recipe["lr_warmup_steps"] / part),
         "ema_decay": max(1 - (1 - recipe["ema_decay"]) * part, 0.0),
     }
-
-
-def parse_args(args: list[str]) -> TrainConfig:
-    """The command line: options, or a YAML file of them and options that override it. Errors end the program with one line."""
-    from transformers import HfArgumentParser
-
-    args = list(args)
-    about = "Train a DDPM. An option that is None by default takes the preset's value, or the data set's, if not told otherwise."
-    parser = HfArgumentParser(TrainConfig, description=about, usage="train.py [CONFIG.yaml] [options]")
-    if args and not args[0].startswith("-"):
-        path = args.pop(0)
-        try:
-            options = yaml.safe_load(Path(path).read_text())
-        except OSError as error:
-            parser.error(f"{path}: {error.strerror}; the first argument is a YAML file of options.")
-        except yaml.YAMLError as error:
-            parser.error(f"{path} is not YAML: {error}")
-        if isinstance(options, dict) and options.get("mixed_precision") is False:
-            options["mixed_precision"] = "no"  # YAML reads the word as a boolean
-        if not isinstance(options, dict) or (unknown := set(options) - {f.name for f in fields(TrainConfig)}):
-            parser.error(
-                f"{path} must hold options of TrainConfig, not {sorted(unknown) if isinstance(options, dict) else options!r}."
-            )
-        parser.set_defaults(**options)
-    try:
-        return parser.parse_args_into_dataclasses(args)[0]
-    except ValueError as error:
-        return parser.error(str(error))  # leaves the program

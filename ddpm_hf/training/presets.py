@@ -7,13 +7,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..data import FASHION_MNIST
+
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
 DOWN, ATTN_DOWN, UP, ATTN_UP = "DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D"
 
 
-FASHION_MNIST = "zalando-datasets/fashion_mnist"
 FAST = {"num_inference_steps": 25, "eta": 1.0, "solver_order": 2}
 
 

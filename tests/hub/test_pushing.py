@@ -3,22 +3,21 @@
 import copy
 import itertools
 import json
-import runpy
-import sys
+import re
 import threading
-from pathlib import Path
 
 import hub_repos
 import pytest
 from hub_fixtures import tiny_pipeline, tree
 from huggingface_hub import HfApi, SpaceCard, constants
+from tiny import ROOT
 
 from ddpm_hf import hub
+from ddpm_hf.cli.push import main
 from ddpm_hf.hub import commits as commits_module
 from ddpm_hf.hub import pushing as pushing_module
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "push_to_hub.py"
 ALL = 10**6
 
 
@@ -307,29 +306,29 @@ def test_pull_request_by_the_default_upload(remote, saved, pipelined, no_waiting
 # ------------------------------------------------------------------ the Space and the script
 
 
-def run_script(monkeypatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
-    runpy.run_path(str(SCRIPT), run_name="__main__")
+def push(*arguments: str) -> int:
+    """The exit code of ddpm-push."""
+    return main(list(arguments))
 
 
-def test_script_pushes_a_model(remote, saved, monkeypatch, capsys):
-    run_script(monkeypatch, str(saved), "--repo_id", "tiny", "--private")
+def test_script_pushes_a_model(remote, saved, capsys):
+    push(str(saved), "--repo_id", "tiny", "--private")
     assert commits(remote) == FINISHED and remote.repo("alice/tiny").private
     assert remote.repo("alice/tiny").refs["main"] in capsys.readouterr().out
-    run_script(monkeypatch, str(saved), "--repo_id", "tiny", "--revision", "next")
+    push(str(saved), "--repo_id", "tiny", "--revision", "next")
     assert commits(remote) == FINISHED | {"next": 3}  # the examples on its card name it
-    run_script(monkeypatch, str(saved), "--repo_id", "tiny", "--create_pr")
+    push(str(saved), "--repo_id", "tiny", "--create_pr")
     assert "/discussions/1\nAfter its merge push again" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="error: create_pr: pull requests are opened to main"):
-        run_script(monkeypatch, str(saved), "--repo_id", "tiny", "--create_pr", "--revision", "next")
+    assert push(str(saved), "--repo_id", "tiny", "--create_pr", "--revision", "next") == 2
+    assert "error: create_pr: pull requests are opened to main" in capsys.readouterr().err
 
 
-def test_script_creates_and_updates_the_space(remote, saved, monkeypatch):
+def test_script_creates_and_updates_the_space(remote, saved):
     space = ["--space", "alice/garments", "--model"]
-    run_script(monkeypatch, *space, "alice/tiny")
+    push(*space, "alice/tiny")
     repo = remote.repo("alice/garments", "space")
     assert repo.sdk == "gradio" and repo.variables == {"MODEL_ID": "alice/tiny"} and len(repo.commits) == 2
-    app = SCRIPT.parents[1] / "spaces_app"
+    app = ROOT / "spaces_app"
     card = SpaceCard(repo.at("main").files["README.md"].decode())
     assert card.data.models == ["alice/tiny"] and card.text == SpaceCard.load(app / "README.md").text
     given = SpaceCard.load(app / "README.md").data.to_dict()
@@ -337,9 +336,9 @@ def test_script_creates_and_updates_the_space(remote, saved, monkeypatch):
     for name in repo.at("main").files.keys() - {".gitattributes", "README.md"}:
         assert repo.at("main").files[name] == (app / name).read_bytes()
     assert "app.py" in repo.at("main").files
-    run_script(monkeypatch, *space, "alice/tiny")
+    push(*space, "alice/tiny")
     assert len(repo.commits) == 2
-    run_script(monkeypatch, *space, "alice/other")
+    push(*space, "alice/other")
     assert len(repo.commits) == 3 and repo.variables == {"MODEL_ID": "alice/other"}
 
 
@@ -363,16 +362,16 @@ def test_space_with_the_answer_lost(remote, tmp_path, no_waiting):
         (["--space", "app", "--model", "y", "--create_pr"], "--space goes with"),
     ],
 )
-def test_script_usage_errors(monkeypatch, capsys, arguments, message):
+def test_script_usage_errors(capsys, arguments, message):
     with pytest.raises(SystemExit):
-        run_script(monkeypatch, *arguments)
+        push(*arguments)
     assert message in capsys.readouterr().err
 
 
-def test_script_says_why_it_failed(remote, saved, monkeypatch):
+def test_script_says_why_it_failed(remote, saved, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", "hf_alice_read")
-    with pytest.raises(SystemExit, match="error: Could not push .*role 'write'"):
-        run_script(monkeypatch, str(saved), "--repo_id", "alice/tiny")
-    with pytest.raises(SystemExit, match="error: .*model_index.json"):
-        run_script(monkeypatch, str(saved / "logs"), "--repo_id", "alice/tiny")
+    assert push(str(saved), "--repo_id", "alice/tiny") == 2
+    assert re.search("error: Could not push .*role 'write'", capsys.readouterr().err)
+    assert push(str(saved / "logs"), "--repo_id", "alice/tiny") == 2
+    assert re.search("error: .*model_index.json", capsys.readouterr().err)
     assert json.loads((saved / "metrics.json").read_text())["metrics"]["fid"] == 3.5

@@ -13,7 +13,7 @@ from tiny import ROOT
 from training_fixtures import tiny
 
 from ddpm_hf import hub
-from ddpm_hf.training.config import parse_args
+from ddpm_hf.cli.train import parse_args
 from ddpm_hf.training.trainer import make_trainer, train
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -47,9 +47,8 @@ def test_averages_of_other_lengths_become_models(tmp_path, monkeypatch, capsys, 
     train(tiny(tmp_path, **options, max_train_steps=3))
     folder = train(tiny(tmp_path, **options, resume=True))
     assert len(list((folder / "averages").iterdir())) == 2 * 6
-    command = ["average.py", str(folder), "--sigma_rel", "0.1", "--output_dir"]
-    monkeypatch.setattr(sys, "argv", [*command, str(tmp_path / "other")])
-    average.main()
+    command = [str(folder), "--sigma_rel", "0.1", "--output_dir"]
+    assert average.main([*command, str(tmp_path / "other")]) == 0
     found, whole = hub.load(tmp_path / "other").unet.state_dict(), hub.load(folder).unet.state_dict()
     snapshot = load_file(folder / "averages" / "step-6-sigma_rel-0.1.safetensors")
     assert found.keys() == snapshot.keys()
@@ -61,25 +60,20 @@ def test_averages_of_other_lengths_become_models(tmp_path, monkeypatch, capsys, 
     for name in ("resume", "push_to_hub", "hub_model_id"):
         assert name not in (tmp_path / "other" / "README.md").read_text()
     assert "validation_loss" not in (tmp_path / "other" / "train_results.json").read_text()  # of other weights
-    monkeypatch.setattr(sys, "argv", [*command, str(tmp_path / "earlier"), "--step", "3"])
-    average.main()
+    assert average.main([*command, str(tmp_path / "earlier"), "--step", "3"]) == 0
     card = (tmp_path / "earlier" / "README.md").read_text()
     assert (
         "in\n6 steps" in card and "of width 0.1 up to step 3\n" in card
     )  # what the run took, and where the average ends
-    monkeypatch.setattr(sys, "argv", [*command, f"{folder}/"])
     with pytest.raises(SystemExit):
-        average.main()
+        average.main([*command, f"{folder}/"])
     killed = tmp_path / "killed"  # before its first checkpoint
     shutil.copytree(folder / "averages", killed / "averages")
-    monkeypatch.setattr(sys, "argv", ["average.py", str(killed), *command[2:], str(tmp_path / "none")])
-    with pytest.raises(SystemExit):
-        average.main()
+    assert average.main([str(killed), *command[1:], str(tmp_path / "none")]) == 2
     assert "neither a saved model nor a checkpoint" in capsys.readouterr().err
     for path in (killed / "averages").iterdir():
         path.write_bytes(b"damaged")
-    with pytest.raises(SystemExit):
-        average.main()
+    assert average.main([str(killed), *command[1:], str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err.startswith("error: ")
     assert hub.load(folder).unet.state_dict().keys() == whole.keys()
     assert all(torch.equal(tensor, whole[name]) for name, tensor in hub.load(folder).unet.state_dict().items())

@@ -11,8 +11,9 @@ from tiny import ROOT, TINY_UNET
 from training_fixtures import tiny
 
 from ddpm_hf import hub
+from ddpm_hf.cli.train import parse_args
 from ddpm_hf.training import config as config_module
-from ddpm_hf.training.config import TrainConfig, parse_args
+from ddpm_hf.training.config import TrainConfig
 from ddpm_hf.training.presets import PRESETS, find_preset
 from ddpm_hf.training.trainer import train
 

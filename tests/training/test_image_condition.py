@@ -13,9 +13,9 @@ from training_fixtures import tiny
 from training_runs import differences, kill, run
 
 from ddpm_hf import hub
+from ddpm_hf.cli.train import parse_args
 from ddpm_hf.data import load_image_dataset
 from ddpm_hf.training import PRESETS, train
-from ddpm_hf.training.config import parse_args
 from ddpm_hf.training.start import find_start, make_pipeline
 
 IMAGE = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))

@@ -10,8 +10,8 @@ from tiny import ASSETS, TINY_UNET
 from training_fixtures import tiny
 
 from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel, hub
+from ddpm_hf.cli.train import parse_args
 from ddpm_hf.training import Preset, TrainConfig, start
-from ddpm_hf.training.config import parse_args
 from ddpm_hf.training.trainer import make_trainer, train
 
 pytestmark = pytest.mark.usefixtures("tiny_preset")

@@ -4,7 +4,6 @@ import gzip
 import json
 import shutil
 import signal
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -18,10 +17,11 @@ from hub_fixtures import tiny_pipeline
 from huggingface_hub import HfApi, constants
 from PIL import Image
 from safetensors.torch import load_file
-from tiny import ASSETS, ROOT, TINY_UNET
+from tiny import ASSETS, TINY_UNET
 from training_fixtures import tiny
 
 from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, hub
+from ddpm_hf.cli import drawing, sample
 from ddpm_hf.data import ImageDataset, load_image_dataset
 from ddpm_hf.objective import simple
 from ddpm_hf.training import checkpoints, launch
@@ -30,9 +30,6 @@ from ddpm_hf.training.config import TrainConfig
 from ddpm_hf.training.launch import make_accelerator
 from ddpm_hf.training.presets import PRESETS
 from ddpm_hf.training.trainer import make_trainer, train
-
-sys.path.insert(0, str(ROOT / "scripts"))
-import sample
 
 pytestmark = pytest.mark.usefixtures("tiny_preset")
 
@@ -332,10 +329,10 @@ def test_sample_takes_a_name_before_a_number():
         id2label = {0: "1", 1: "2", 2: "3"}
         get_label_ids = DDPMImagePipeline.get_label_ids
 
-    assert sample.class_ids(Pipe(), ["1", "3"]) == [0, 2] and sample.class_ids(Pipe(), None) == [0, 1, 2]
-    assert sample.class_ids(Pipe(), ["0"]) == [0]
+    assert drawing.class_ids(Pipe(), ["1", "3"]) == [0, 2] and drawing.class_ids(Pipe(), None) == [0, 1, 2]
+    assert drawing.class_ids(Pipe(), ["0"]) == [0]
     with pytest.raises(ValueError, match="4"):
-        sample.class_ids(Pipe(), ["4"])
+        drawing.class_ids(Pipe(), ["4"])
 
 
 def test_resume_never_replaces_a_model_that_is_no_run(tmp_path):
@@ -345,23 +342,20 @@ def test_resume_never_replaces_a_model_that_is_no_run(tmp_path):
         make_trainer(tiny(tmp_path, resume=True))
 
 
-def test_sample_script(tmp_path, monkeypatch):
+def test_sample_script(tmp_path, capsys):
     folder = train(tiny(tmp_path, max_train_steps=1))
     grid, gif = tmp_path / "grid.png", tmp_path / "grid.gif"
-    arguments = ["sample.py", str(folder), "--num_images", "4", "--num_inference_steps", "3", "--output", str(grid)]
-    monkeypatch.setattr(sys, "argv", [*arguments, "--class_labels", "7", "8", "--gif", str(gif)])
-    sample.main()
+    arguments = [str(folder), "--num_images", "4", "--num_inference_steps", "3", "--output", str(grid)]
+    assert sample.main([*arguments, "--class_labels", "7", "8", "--gif", str(gif)]) == 0
     assert Image.open(grid).height == 2 * 58 and Image.open(gif).n_frames == 3
-    monkeypatch.setattr(sys, "argv", [*arguments, "--class_labels", "Hat"])
-    with pytest.raises(ValueError, match="Hat"):
-        sample.main()
+    assert sample.main([*arguments, "--class_labels", "Hat"]) == 2
+    assert "Hat" in capsys.readouterr().err
 
 
-def test_sample_draws_classes_without_names(tmp_path, monkeypatch):
+def test_sample_draws_classes_without_names(tmp_path):
     nameless, grid = tiny_pipeline(labels=None, num_class_embeds=3), tmp_path / "grid.png"
     options = f"--num_images 4 --class_labels 2 --num_inference_steps 2 --output {grid}".split()
-    monkeypatch.setattr(sys, "argv", ["sample.py", str(hub.save(nameless, tmp_path / "nameless")), *options])
-    sample.main()
+    assert sample.main([str(hub.save(nameless, tmp_path / "nameless")), *options]) == 0
     assert Image.open(grid).height == 58 and 4 * 58 < Image.open(grid).width < 5 * 58  # with a margin for the label
 
 
