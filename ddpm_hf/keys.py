@@ -1,8 +1,9 @@
 """Every random key: what is random about a sample depends on (seed, its position) alone, never on the state of a global generator.
 
 A key is the state of a SplitMix64 generator (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195), which is counter-based: any output is
-computed without those before it. Output number p of the seed is the key of position p. The key itself decides on t and on the condition;
-its outputs 0, 1, ... are the sample's noise, and those below 0 its other decisions. All of it is arithmetic on whole batches of int64, which
+computed without those before it. Its outputs have
+numbers from 1. Output p + 1 of the seed is the key of position p. The key itself decides on t and on the condition;
+its outputs 1, 2, ... are the sample's noise, and those below 1 its other decisions. All of it is arithmetic on whole batches of int64, which
 gives the same bits on every device.
 """
 
@@ -21,11 +22,16 @@ FLIP, CAPTION, CONDITION = (
     np.array([-3]),
 )  # numbers of the outputs that decide on these
 LOW = 2**32 - 1
+HALF = torch.tensor(2**-32, dtype=torch.float64)
 
 
 def outputs(keys, numbers):
     """The outputs of these numbers of the generators with these keys, 64 bits each: int64 arrays or tensors, which broadcast. Products wrap."""
-    z = keys + (numbers + 1) * GAMMA
+    return _mixed(keys + numbers * GAMMA)
+
+
+def _mixed(z):
+    """SplitMix64's finaliser, in place."""
     for shift, factor in zip((30, 27), FACTORS):
         z ^= _shifted(z, shift)
         z *= factor
@@ -41,7 +47,7 @@ def _shifted(z, shift: int):
 
 def keys_of(seed: int, positions: np.ndarray) -> np.ndarray:
     """The keys of the samples at `positions`; both int64 (B,)."""
-    return outputs(np.array([seed % 2**64], np.uint64).view(np.int64), positions)
+    return outputs(np.array([seed % 2**64], np.uint64).view(np.int64), positions + 1)
 
 
 def below(limits: int | np.ndarray, bits: np.ndarray) -> np.ndarray:
@@ -49,33 +55,37 @@ def below(limits: int | np.ndarray, bits: np.ndarray) -> np.ndarray:
     return (bits >> 32 & LOW) * limits >> 32
 
 
-def normal(keys: np.ndarray, like: torch.Tensor) -> torch.Tensor:
-    """Standard normals like `like` (B, ...), two from each output of the keys, int64 (B,).
+@functools.lru_cache(maxsize=8)
+def _increments(count: int, device: torch.device):
+    """`count` increments of the state from the first: an array for the CPU, where numpy's loops are faster, or a tensor."""
+    increments = np.arange(1, count + 1) * GAMMA
+    return increments if device.type == "cpu" else torch.from_numpy(increments).to(device, non_blocking=True)
+
+
+def normal(keys: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Standard normals like `like` (B, ...), two from each output of the keys, int64 (B,) on its device.
 
     They are made in float64, by the inverse of the normal distribution at 32 bits, so that devices differ in float32's last bit at most.
     """
-    size, device = like[0].numel(), like.device
-    num_outputs = (size + 1) // 2
-    if device.type == "cpu":  # where numpy's loops are faster
-        words = torch.from_numpy(outputs(keys[:, None], np.arange(num_outputs)))
-    else:
-        on_device = torch.from_numpy(keys).to(device, non_blocking=True)
-        words = outputs(on_device[:, None], torch.arange(num_outputs, device=device))
-    halves = words.view(torch.int32)[:, :size]
-    noise = halves.double().add_(0.5).mul_(2**-31).erfinv_().mul_(2**0.5)
-    return torch.empty_like(like).copy_(noise.view(like.shape))
+    size, states = like[0].numel(), keys[:, None]
+    increments = _increments((size + 1) // 2, like.device)
+    bits = _mixed((states.numpy() if like.device.type == "cpu" else states) + increments)
+    noise = torch.as_tensor(bits).view(torch.int32)[:, :size].double()
+    noise = torch.add(HALF, noise, alpha=2**-31)  # uniform in (-1, 1), in one operation
+    return torch.empty_like(like).copy_(noise.erfinv_().mul_(2**0.5).view(like.shape))
 
 
 def draw(
     x_0: torch.Tensor, positions: torch.Tensor, seed: int, num_train_timesteps: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """For each sample of a batch: t int64 (B,), noise like x_0 (B, C, H, W), and u in [0, 1) float64 (B,) to decide on its condition.
+    """For each sample of a batch: t int64 (B,), noise like x_0 (B, C, H, W), and u in [0, 1) to decide on its condition, float64 (B,).
 
-    positions: int64 (B,) on the CPU, each sample's number in the whole run.
+    positions: int64 (B,), each sample's number in the whole run. They and u are on the CPU, t and the noise where x_0 is.
     """
     keys = keys_of(seed, positions.numpy())
-    host = below(num_train_timesteps, keys), (keys & LOW) * 2.0**-32
-    t, uniform = (torch.from_numpy(values).to(x_0.device, non_blocking=True) for values in host)
+    uniform = torch.from_numpy((keys & LOW) * 2.0**-32)
+    both = torch.from_numpy(np.stack([keys, below(num_train_timesteps, keys)]))
+    keys, t = both.to(x_0.device, non_blocking=True)
     return t, normal(keys, x_0), uniform
 
 

@@ -111,7 +111,9 @@ def variational_bound(
     timesteps = chain[torch.from_numpy(draw_positions(strata, keys))]
     terms = []
     for column in timesteps.T:
-        noise, t = normal(outputs(keys, column.numpy()), x_0), column.to(x_0.device, non_blocking=True)
+        host = torch.stack([torch.from_numpy(outputs(keys, column.numpy())), column])
+        noise_keys, t = host.to(x_0.device, non_blocking=True)
+        noise = normal(noise_keys, x_0)
         x_t = scheduler.add_noise(x_0, noise, t)
         model_output = denoise(x_t, t, condition or {})
         terms.append(bound_term(scheduler, model_output, x_0, x_t, t))

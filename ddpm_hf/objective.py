@@ -82,7 +82,8 @@ class Consistency:
         self.t_of = torch.searchsorted(self.kappa, wanted).clamp(1, len(abar) - 1)
 
     def __call__(self, denoise, scheduler, x_0, t, noise, condition) -> torch.Tensor:
-        kappa, t = self.kappa.to(t.device), self.t_of.to(t.device)[t]
+        kappa, t_of = (table.to(t.device, non_blocking=True) for table in (self.kappa, self.t_of))
+        t = t_of[t]
         q = 8 * 2 ** int(4 * self.progress)
         wanted = kappa[t] * (1 - (1 + 8 * torch.sigmoid(-kappa[t])) / q)
         r = torch.minimum((torch.searchsorted(kappa, wanted, right=True) - 1).clamp(min=0), t - 1)
@@ -147,7 +148,9 @@ def drop_condition(given: dict, null: dict, uniform: torch.Tensor, rate: float) 
     subset = 1 + (uniform / rate * (2 ** len(given) - 1)).long()  # its bits say which parts
     dropped = {name: (uniform < rate) & (subset >> i & 1).bool() for i, name in enumerate(given)}
     return {
-        name: torch.where(dropped[name].view(-1, *[1] * (value.ndim - 1)), null[name], value)
+        name: torch.where(
+            dropped[name].view(-1, *[1] * (value.ndim - 1)).to(value.device, non_blocking=True), null[name], value
+        )
         for name, value in given.items()
     }
 

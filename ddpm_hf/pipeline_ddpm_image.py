@@ -62,6 +62,8 @@ class Measurement:
 
     def correct(self, x_0: torch.Tensor) -> torch.Tensor:
         """x_0 (B, C, H, W) projected on its range and on the measurement in turn: within the range, clamping spoils no mean."""
+        if self.y.shape[1:] == x_0.shape[1:]:  # a mask: A x_0 is x_0 where it is known
+            return torch.lerp(x_0.clamp(-1, 1), self.y, self.known)
         _, c, h, w = self.y.shape
         for _ in range(20):
             x_0 = x_0.clamp(-1, 1)
@@ -80,8 +82,9 @@ class Measurement:
         """The network's output (B, C or 2C, H, W) at x_t whose x_0 satisfies the measurement. abar: (), alphas_cumprod of t."""
         of_x_t, of_output = _x_0_weights(abar, prediction_type)
         prediction, variance = output[:, : x_t.shape[1]], output[:, x_t.shape[1] :]
-        x_0 = self.correct(of_x_t * x_t + of_output * prediction)
-        return torch.cat([(x_0 - of_x_t * x_t) / of_output, variance], dim=1)
+        known = of_x_t * x_t
+        x_0 = self.correct(known + of_output * prediction)
+        return torch.cat([(x_0 - known) / of_output, variance], dim=1)
 
 
 class DDPMImagePipeline(DiffusionPipeline):
@@ -212,7 +215,7 @@ class DDPMImagePipeline(DiffusionPipeline):
         null = {name: torch.zeros_like(value) for name, value in condition.items()}
         if "class_labels" in condition:
             rows = condition["class_labels"]
-            null["class_labels"] = self._null_row("guidance_scale").to(rows).expand_as(rows)
+            null["class_labels"] = self._null_row("guidance_scale").to(rows, non_blocking=True).expand_as(rows)
         return null
 
     def embed_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
@@ -238,7 +241,10 @@ class DDPMImagePipeline(DiffusionPipeline):
         network: what is called in place of `unet`: the same network under a wrapper (DDP, `torch.compile`), or another average of it.
         """
         network = self.unet if network is None else network
-        t = torch.as_tensor(t, device=x_t.device).reshape(-1)
+        if isinstance(t, torch.Tensor):
+            t = t.to(x_t.device, non_blocking=True).reshape(-1)
+        else:
+            t = torch.full((1,), t, device=x_t.device)
         words = dict(condition)
         if (image := words.pop("image", None)) is not None:
             x_t = torch.cat([x_t, image.expand(-1, -1, *x_t.shape[2:])], dim=1)
@@ -346,7 +352,8 @@ class DDPMImagePipeline(DiffusionPipeline):
             is_fast = steps == self._saved_steps and self.unet.dtype == torch.float32
             autocast = is_fast and has_bfloat16(device)
         scheduler = copy.copy(self.scheduler)  # each call has a chain of its own
-        scheduler.set_timesteps(steps, device=device)
+        # Ours takes a timestep on the CPU: its coefficients are numbers then, which need no launch.
+        scheduler.set_timesteps(steps, device="cpu" if self._looks_back else device)
         options, drops_variance = self._step_options(generator, eta), not _knows_variance(scheduler)
         noise = self._initial_noise(batch_size, generator, latents, device)
         measurement = self._measurement(image, mask_image, noise)
@@ -364,7 +371,7 @@ class DDPMImagePipeline(DiffusionPipeline):
             condition = {name: torch.cat([condition[name], null[name]]) for name in condition}
         self._interrupt = False
         with torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext():  # casts the weights once
-            for i, t in enumerate(self.progress_bar(timesteps)):
+            for i, t in enumerate(self.progress_bar(timesteps.to(device, non_blocking=True))):
                 for again in reversed(range(num_resample)):
                     chain = copy.deepcopy(scheduler) if again else scheduler  # a step to be taken back leaves no trace
                     x_t = chain.scale_model_input(latents, t)
@@ -372,7 +379,7 @@ class DDPMImagePipeline(DiffusionPipeline):
                     output = output[:, : x_t.shape[1]] if drops_variance else output
                     if measurement is not None:
                         output = measurement.correct_output(output, x_t, abar[i], scheduler.config.prediction_type)
-                    step = chain.step(output, t, latents, **options)
+                    step = chain.step(output, timesteps[i], latents, **options)
                     latents = step.prev_sample
                     if again:
                         latents = _noised_again(latents, abar[i] / abar[i + 1], generator)
@@ -458,6 +465,11 @@ class DDPMImagePipeline(DiffusionPipeline):
         return inspect.signature(self.scheduler.step).parameters
 
     @property
+    def _looks_back(self) -> bool:
+        """Whether the scheduler is ours, whose step can be of second order."""
+        return "previous_original_sample" in self._step_takes
+
+    @property
     def _saved_steps(self) -> int | None:
         steps = self.sampling.get("num_inference_steps")
         return steps and min(steps, len(self.scheduler))
@@ -482,7 +494,7 @@ class DDPMImagePipeline(DiffusionPipeline):
             steps = self._saved_steps or min(1000, len(self.scheduler))
         elif not isinstance(steps, Integral) or isinstance(steps, bool) or int(steps) < 1:
             raise ValueError(f"num_inference_steps={steps!r} must be a whole number of at least 1.")
-        kind, looks_back = type(self.scheduler).__name__, "previous_original_sample" in self._step_takes
+        kind, looks_back = type(self.scheduler).__name__, self._looks_back
         if not 0 <= (eta or 0) <= 1:
             raise ValueError(f"eta={eta} must be from 0 to 1.")
         if eta is not None and "eta" not in self._step_takes:
@@ -618,8 +630,8 @@ class DDPMImagePipeline(DiffusionPipeline):
             if size is None:
                 raise ValueError("latents=None: unet.config.sample_size is not set; give the initial noise.")
             shape = (batch_size, self.num_channels, *((size, size) if isinstance(size, int) else size))
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        return latents.to(device, torch.float32)
+            latents = _randn(shape, generator, device)
+        return latents.to(device, torch.float32, non_blocking=True)
 
     def _read_image(self, image, may_be_grey: bool = True) -> torch.Tensor | None:
         """`image` as float32 (N, C, H, W) in [-1, 1], of any size; C is the model's, or 1 where it may be grey."""
@@ -680,7 +692,7 @@ class DDPMImagePipeline(DiffusionPipeline):
         if self.image_condition is not None:
             self._check_kind(image, mask, noise.shape[1:])
         known = torch.ones_like(image[:, :1]) if mask is None else 1 - mask
-        return Measurement(image.to(noise.device), known.to(noise.device))
+        return Measurement(*(x.to(noise.device, non_blocking=True) for x in (image, known)))
 
     def _start(self, scheduler, steps: int, image, measurement, strength, noise) -> tuple[torch.Tensor, torch.Tensor]:
         """The timesteps that are taken (n,), and the latents before the first: noise, or the image with noise where strength is below 1."""
@@ -697,7 +709,9 @@ class DDPMImagePipeline(DiffusionPipeline):
             return timesteps, noise * scheduler.init_noise_sigma
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(start)
-        whole = F.interpolate(image[None].to(noise.device), noise.shape[1:])[0]  # at the model's size
+        whole = F.interpolate(image[None].to(noise.device, non_blocking=True), noise.shape[1:])[
+            0
+        ]  # at the model's size
         return timesteps, scheduler.add_noise(whole.expand_as(noise), noise, timesteps[:1])
 
     def _abar(self, scheduler, timesteps: torch.Tensor, num_resample: int) -> torch.Tensor:
@@ -707,7 +721,7 @@ class DDPMImagePipeline(DiffusionPipeline):
             raise ValueError(f"image: {name} with prediction_type={prediction_type!r} tells no x_0; take another.")
         if num_resample > 1 and scheduler.init_noise_sigma != 1:
             raise ValueError(f"num_resample={num_resample}: {name} scales its latents; take another.")
-        abar = scheduler.alphas_cumprod.to(timesteps.device)[timesteps.long()]
+        abar = scheduler.alphas_cumprod.to(timesteps.device, non_blocking=True)[timesteps.long()]
         return torch.cat([abar, abar.new_ones(1)])
 
     def _step_options(self, generator, eta: float | None) -> dict:
@@ -906,10 +920,16 @@ def _preprocess(name: str, image, **options) -> torch.Tensor:
     return x
 
 
+def _randn(shape, generator, device: torch.device) -> torch.Tensor:
+    """diffusers' `randn_tensor`, float32, which does not wait for the device where the generator is on the CPU."""
+    first = generator[0] if isinstance(generator, list) else generator
+    own = device if first is None else first.device
+    return randn_tensor(shape, generator=generator, device=own, dtype=torch.float32).to(device, non_blocking=True)
+
+
 def _noised_again(x_s: torch.Tensor, ratio: torch.Tensor, generator) -> torch.Tensor:
     """A draw from q(x_t | x_s), s < t (RePaint, arXiv:2201.09865, Algorithm 1). ratio: (), alphas_cumprod of t by that of s."""
-    noise = randn_tensor(x_s.shape, generator=generator, device=x_s.device, dtype=x_s.dtype)
-    return ratio**0.5 * x_s + (1 - ratio) ** 0.5 * noise
+    return ratio**0.5 * x_s + (1 - ratio) ** 0.5 * _randn(x_s.shape, generator, x_s.device)
 
 
 def _replaced(returned: dict | None, latents: torch.Tensor) -> torch.Tensor:

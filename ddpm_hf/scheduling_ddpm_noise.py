@@ -164,7 +164,9 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
             why = f"must be integers in descending order within 0 .. {T - 1} (steps_offset={self.config.steps_offset})"
             raise ValueError(f"timesteps={_ends(given.tolist())} {why}.")
         self._next = dict(zip(chain, [*chain[1:], -1]))
-        self._timesteps = torch.from_numpy(np.array(chain)).to(given.device if device is None else device)
+        self._timesteps = torch.from_numpy(np.array(chain)).to(
+            given.device if device is None else device, non_blocking=True
+        )
         key = self._timesteps.device, torch.float32
         self._tables = {key: self._make_tables(*key)}
 
@@ -208,7 +210,7 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
             std_ddim=torch.where(last, 0, small**0.5),  # times eta
             trend=torch.where(~last & trend.isfinite(), trend, 0),  # 0, the first order, at both ends of the chain
         )
-        return Coefficients(*torch.stack(tables).to(device).unbind())  # one transfer
+        return Coefficients(*torch.stack(tables).to(device, non_blocking=True).unbind())  # one transfer
 
     def _at(self, t: Timestep, like: torch.Tensor) -> tuple[Coefficients, Timestep]:
         """The tables in `like`'s compute dtype, and t, shaped so that table[t] multiplies `like` (B, ...).
@@ -217,7 +219,8 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
         """
         device = torch.device("cpu")
         if isinstance(t, torch.Tensor):
-            device, t = like.device, t.to(like.device).reshape(-1, *[1] * (like.ndim - 1))
+            device = like.device
+            t = t.to(device, non_blocking=True).reshape(-1, *[1] * (like.ndim - 1))
         key = device, torch.float64 if like.dtype == torch.float64 else torch.float32
         if key not in self._tables:
             self._tables[key] = self._make_tables(*key)
@@ -414,7 +417,7 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
                 noise = self.predict_noise(model_output, t, x_t)
             x_prev, std = self._ddim(c, t, x_0, noise, eta)
         if eta != 0 and not (isinstance(t, int) and self._next[t] < 0):  # the last step adds no noise
-            x_prev = x_prev + std * randn_tensor(x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype)
+            x_prev = x_prev + std * randn_like(x_t, generator)
         x_prev, guess = x_prev.to(sample.dtype), guess.to(sample.dtype)
         return DDPMSchedulerOutput(prev_sample=x_prev, pred_original_sample=guess) if return_dict else (x_prev, guess)
 
@@ -448,6 +451,14 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
             code.unlink()
         shutil.copyfile(__file__, code)
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+
+def randn_like(x: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None) -> torch.Tensor:
+    """diffusers' `randn_tensor` of the shape, dtype and device of x (B, ...), which does not wait where the generator is on the CPU."""
+    first = generator[0] if isinstance(generator, list) else generator
+    device = x.device if first is None else first.device
+    noise = randn_tensor(x.shape, generator=generator, device=device, dtype=x.dtype)
+    return noise.to(x.device, non_blocking=True)
 
 
 def _float(x: torch.Tensor) -> torch.Tensor:

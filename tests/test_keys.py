@@ -15,7 +15,7 @@ SHAPE = torch.Size((1, 4, 4))
 def test_outputs_are_those_of_splitmix64():
     """The known answers of the published generator for the seed 1234567."""
     known = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
-    assert outputs(np.array([1234567]), np.arange(5)).view(np.uint64).tolist() == known
+    assert outputs(np.array([1234567]), np.arange(1, 6)).view(np.uint64).tolist() == known
 
 
 def test_tensors_give_the_bits_of_arrays():
@@ -28,16 +28,16 @@ def test_tensors_give_the_bits_of_arrays():
 def test_normals_are_the_inverse_of_their_distribution():
     """Of the 32 bits in each half of an output; to float32's last bit."""
     keys = keys_of(5, np.arange(20))
-    halves = outputs(keys[:, None], np.arange(8)).view(np.int32).ravel()
+    halves = outputs(keys[:, None], np.arange(1, 9)).view(np.int32).ravel()
     expected = [NormalDist().inv_cdf((half + 0.5 + 2**31) / 2**32) for half in halves.tolist()]
-    found = normal(keys, torch.empty(20, *SHAPE)).flatten()
+    found = normal(torch.from_numpy(keys), torch.empty(20, *SHAPE)).flatten()
     torch.testing.assert_close(found, torch.tensor(expected), rtol=2e-7, atol=0)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 3), (3, 4, 5)])
 def test_normals_have_the_layout_of_the_images(shape):
     """And the same values in each, also where an odd number of elements leaves half an output over."""
-    x_0, keys = torch.empty(4, *shape), keys_of(0, np.arange(4))
+    x_0, keys = torch.empty(4, *shape), torch.from_numpy(keys_of(0, np.arange(4)))
     channels_last = normal(keys, x_0.to(memory_format=torch.channels_last))
     assert channels_last.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(channels_last, normal(keys, x_0))
@@ -48,7 +48,7 @@ def test_normals_have_the_layout_of_the_images(shape):
 def test_a_draw_is_few_operations_whatever_the_batch(batch_size):
     with Operations() as operations:
         draw(torch.empty(batch_size, 3, 32, 32, device="meta"), torch.arange(batch_size), 0, 1000)
-    assert len(operations.launched) <= 30
+    assert len(operations.launched) <= 20
     assert not operations.waits
 
 
@@ -89,7 +89,7 @@ def test_bits_are_uniform():
 def test_normals_are_normal_and_independent_of_their_neighbours():
     """Moments, and correlations of noise and of its squares with that of the next seed, position and element."""
     like = torch.empty(500, 1, 10, 10, dtype=torch.float64)
-    z = torch.stack([normal(keys_of(seed, np.arange(500)), like).flatten(1) for seed in range(20)])
+    z = torch.stack([normal(torch.from_numpy(keys_of(seed, np.arange(500))), like).flatten(1) for seed in range(20)])
     n = z.numel()
     for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
         assert abs((z**power).mean() - moment) < 4.5 * (variance / n) ** 0.5

@@ -103,7 +103,7 @@ def test_every_term_equals_the_formula(prediction_type, variance_type):
     for row, index in enumerate([5, 0, 9]):
         for t in range(len(BETAS)):
             key = outputs(keys_of(3, np.array([index])), np.array([t]))
-            noise = normal(key, x_0[:1])[0].numpy()
+            noise = normal(torch.from_numpy(key), x_0[:1])[0].numpy()
             x_t = ALPHAS_CUMPROD[t] ** 0.5 * x_0[row].numpy() + (1 - ALPHAS_CUMPROD[t]) ** 0.5 * noise
             expected = reference_term(x_0[row].numpy(), x_t, t, variance_type).mean() / math.log(2)
             assert bound.terms[row, t].item() == pytest.approx(expected, abs=1e-9)

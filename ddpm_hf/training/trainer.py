@@ -110,7 +110,7 @@ class Trainer:
         self.signals = StopSignals(self.accelerator)
         check_folder(config)
         checkpoint = broadcast_object_list([checkpoints.newest(self.folder) if config.resume else None])[0]
-        self.pipeline, self.scheduler = pipeline, pipeline.scheduler
+        self.pipeline, self.scheduler, self.null = pipeline, pipeline.scheduler, None
         _check_parts(pipeline, data, config)
         for module in pipeline.unet.modules():  # DiT's own dropout of labels, on top of `label_dropout`
             if isinstance(module, LabelEmbedding):
@@ -239,7 +239,7 @@ class Trainer:
         Returns this rank's mean loss and the norm of the gradient over all ranks, before it was clipped: float32 (2,).
         """
         config, accelerator, device = self.config, self.accelerator, self.accelerator.device
-        total = torch.zeros((), device=device)
+        losses: list[torch.Tensor] = []
         if hasattr(self.objective, "progress"):
             self.objective.progress = self.step / config.max_train_steps
         for i in range(config.gradient_accumulation_steps):
@@ -256,7 +256,7 @@ class Trainer:
                     grad_norm = full_tensor(accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm))
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-            total = total + loss.detach()
+            losses.append(loss.detach())
         if accelerator.optimizer_step_was_skipped:  # as fp16 does where the gradients overflow
             grad_norm = torch.zeros_like(grad_norm)
         else:
@@ -264,7 +264,7 @@ class Trainer:
             self.ema.step(self.model.parameters())
             if self.averages:
                 self.averages.step()
-        return torch.stack([total / config.gradient_accumulation_steps, grad_norm])
+        return torch.stack([sum(losses[1:], losses[0]) / len(losses), grad_norm])
 
     def _denoise(self, x_t: torch.Tensor, t: torch.Tensor, condition: dict, network=None) -> torch.Tensor:
         """`pipeline.denoise` under the run's autocast. network: another one than the trained, such as a teacher."""
@@ -272,11 +272,13 @@ class Trainer:
             return self.pipeline.denoise(x_t, t, condition, network=self.model if network is None else network)
 
     def _condition(self, batch: dict, uniform: torch.Tensor) -> dict:
-        """The condition of a batch, at times its null (`label_dropout`). uniform: in [0, 1), (B,)."""
+        """The condition of a batch, at times its null (`label_dropout`). uniform: in [0, 1), (B,), on the CPU."""
         given = self.pipeline.encode(**{name: batch[name] for name in self.pipeline.takes}, batch_size=len(uniform))
         if not (given and self.config.label_dropout):
             return given
-        return drop_condition(given, self.pipeline.null(given), uniform, self.config.label_dropout)
+        if self.null is None:  # of one sample, kept on the device
+            self.null = self.pipeline.null({name: value[:1] for name, value in given.items()})
+        return drop_condition(given, self.null, uniform, self.config.label_dropout)
 
     @property
     def total_batch_size(self) -> int:

@@ -24,25 +24,28 @@ MAX_ROWS = 16  # of the sample grid, one for each class
 @torch.no_grad()
 def held_out_loss(accelerator, pipeline, scheduler, data, num_images: int, stop=lambda: False) -> dict[str, float]:
     """Loss on the first `num_images` of an `ImageDataset`, all in all and for each tenth of the timesteps; {} once `stop()` is true."""
-    found: list[tuple[int, float]] = []
+    batches = []
     with accelerator.split_between_processes(list(range(num_images))) as mine, accelerator.autocast():
         for start in range(0, len(mine), 128):
             if stop():
                 break
-            indices = mine[start : start + 128]
-            batch = data[indices]
-            x_0 = batch["x_0"].to(accelerator.device)
-            t, noise, _ = draw(x_0, torch.tensor(indices), 0, len(scheduler))
-            condition = pipeline.encode(**{name: batch[name] for name in pipeline.takes}, batch_size=len(indices))
-            losses = simple(pipeline.denoise, scheduler, x_0, t, noise, condition)
-            found += list(zip(t.tolist(), losses.tolist()))
-    found = gather_object(found)
+            batches.append(losses_of(accelerator, pipeline, scheduler, data, mine[start : start + 128]))
+    found = gather_object([pair for t, losses in batches for pair in zip(t.tolist(), losses.tolist())])
     if len(found) < num_images:
         return {}
     t, losses = map(torch.tensor, zip(*found))
     buckets = t * NUM_BUCKETS // len(scheduler)
     means = {f"validation_loss/t_{i}": losses[buckets == i].mean().item() for i in buckets.unique().tolist()}
     return {"validation_loss": losses.mean().item()} | means
+
+
+def losses_of(accelerator, pipeline, scheduler, data, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """t and the loss of each of these images, both (B,), on the accelerator, for which this does not wait."""
+    batch = data[indices]
+    x_0 = batch["x_0"].to(accelerator.device, non_blocking=True)
+    t, noise, _ = draw(x_0, torch.tensor(indices), 0, len(scheduler))
+    condition = pipeline.encode(**{name: batch[name] for name in pipeline.takes}, batch_size=len(indices))
+    return t, simple(pipeline.denoise, scheduler, x_0, t, noise, condition)
 
 
 def draw_samples(accelerator, pipeline, data=None, stop=lambda: False):
