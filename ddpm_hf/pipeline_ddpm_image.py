@@ -74,7 +74,8 @@ class Measurement:
     def as_channels(self, size: Sequence[int]) -> torch.Tensor:
         """What a network takes beside x_t (B, C, H, W), size (C, H, W): A+ y, and 1 where it is known; both are 0 elsewhere. (B or 1, C + 1, H, W)."""
         repeated = F.interpolate((self.known * self.y)[None], tuple(size))[0]
-        return torch.cat([repeated, F.interpolate(self.known, tuple(size[1:]))], dim=1)
+        known = F.interpolate(self.known, tuple(size[1:])).expand(len(repeated), -1, -1, -1)
+        return torch.cat([repeated, known], dim=1)
 
     def correct_output(
         self, output: torch.Tensor, x_t: torch.Tensor, abar: torch.Tensor, prediction_type: str
@@ -199,12 +200,11 @@ class DDPMImagePipeline(DiffusionPipeline):
         if self.image_condition is not None:
             image = torch.zeros(1, self.num_channels + 1, 1, 1) if image is None else image  # nothing is known
             condition["image"] = image.to(device, torch.float32, non_blocking=True)
-        counts = {len(value) for value in condition.values()} - {1}
-        batch_size = max(counts, default=1) if batch_size is None else batch_size
-        return {
-            name: value if len(value) == batch_size else value.expand(batch_size, *value.shape[1:])
-            for name, value in condition.items()
-        }
+        counts = {name: len(value) for name, value in condition.items() if len(value) > 1}
+        batch_size = max(counts.values(), default=1) if batch_size is None else batch_size
+        if any(count != batch_size for count in counts.values()):
+            raise ValueError(f"batch_size={batch_size} must agree with the lengths of {counts}.")
+        return {name: value.expand(batch_size, *value.shape[1:]) for name, value in condition.items()}
 
     def null(self, condition: Condition) -> Condition:
         """The null of a condition, of the same shape and dtype: the null label, or the vector of the prompt ""; of an image, 0: nothing is known.
@@ -359,6 +359,9 @@ class DDPMImagePipeline(DiffusionPipeline):
         measurement = self._measurement(image, mask_image, noise)
         if is_imaged and measurement is not None:
             condition_image = measurement.as_channels(noise.shape[1:])
+        if condition_image is not None and condition_image.shape[2:] != noise.shape[2:]:
+            sizes = ("{}x{}".format(*x.shape[2:]) for x in (condition_image, noise))
+            raise ValueError("condition_image is {}: this model draws {}.".format(*sizes))
         condition = self._condition(rows, condition_image, batch_size)
         if image is not None and mask_image is None and image.shape[1:] == noise.shape[1:]:
             measurement = None  # the picture is changed, or conditions

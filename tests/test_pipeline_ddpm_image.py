@@ -829,6 +829,17 @@ def test_a_call_conditions_on_the_picture_and_keeps_what_is_known_of_it(kind):
     assert (alone[0] - images[1]).abs().max() < 1e-3
 
 
+@pytest.mark.parametrize("counts", [(2, 1), (1, 2), (2, 2)])
+def test_one_picture_or_mask_serves_a_batch(counts):
+    pipe, pictures, masks = make_conditioned(), [PICTURE, PICTURE[::-1]], [LEFT, LEFT[::-1]]
+    given = {"image": [Image.fromarray(np.ascontiguousarray(x)) for x in pictures[: counts[0]]]}
+    given["mask_image"] = [np.ascontiguousarray(x) for x in masks[: counts[1]]]
+    assert len(pipe(num_inference_steps=1, **given).images) == 2
+    assert (pipe.seen[0][:, 2] == 1 - torch.tensor(LEFT)).all()  # LEFT is the same upside down
+    with pytest.raises(ValueError, match="batch_size=3 must agree with the lengths of {'class_labels': 2}"):
+        pipe.encode(class_labels=[0, 1], batch_size=3)
+
+
 def test_without_a_picture_nothing_is_known():
     pipe = make_conditioned()
     ready = torch.zeros(2, 2, 8, 8)
@@ -883,6 +894,7 @@ def test_a_conditioned_model_loads_by_all_ways(tmp_path):
         ("masked", {"condition_image": torch.zeros(1, 3, 8, 8)}, r"\(1, 3, 8, 8\): it must be \(B, 2, H, W\)"),
         ("masked", {"condition_image": torch.zeros(2, 2, 8, 8), "batch_size": 3}, "'condition_image': 2"),
         ("masked", {"condition_image": torch.zeros(1, 2, 8, 8), "image": GREY}, "condition_image and image"),
+        ("masked", {"condition_image": torch.zeros(1, 2, 4, 4)}, "condition_image is 4x4: this model draws 8x8"),
         (None, {"condition_image": torch.zeros(1, 2, 8, 8)}, "this model was trained without one"),
     ],
 )
