@@ -176,7 +176,8 @@ def main() -> None:
     train, test = (load_image_dataset(FASHION_MNIST, split=split, **size) for split in ("train", "test"))
     images, labels = test.images[: args.num_images, 0].numpy(), test.labels[: args.num_images]
     mean = train.images[:, 0].double().mean(0).round().to(torch.uint8).numpy()
-    real = torch.cat([classify(classifier, part)[0] for part in train.images[:10_000].split(500)])
+    measured = 10_000 if args.num_images > classifier.config.hidden_sizes[-1] else 500  # else there is no FID
+    real = torch.cat([classify(classifier, part)[0] for part in train.images[:measured].split(500)])
     score = partial(scores, images=images, labels=labels, classifier=classifier, real=real)
     itself = score(images, asked=np.ones((SIZE, SIZE), bool))
     results: dict = {
