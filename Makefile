@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: train test check app data emoji
+.PHONY: train test check gpu app data emoji
 .SECONDARY:
 
 # Train the quick model on FashionMNIST (six minutes on two idle CPU cores); run again, it goes on from its last checkpoint.
@@ -38,6 +38,13 @@ check: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# What only a GPU can show, in at most nine minutes: benchmarks/gpu.log and gpu.json.
+gpu: SHELL := /bin/bash
+gpu: .venv/dev
+	@$(BIN)/python -c "import torch; raise SystemExit(None if torch.cuda.is_available() else 'make gpu: this machine has no CUDA device.')"
+	set -o pipefail; { timeout 200 $(BIN)/python -m pytest -m cuda -p no:xdist tests/test_cuda.py && \
+	timeout 340 $(BIN)/python benchmarks/gpu.py; } 2>&1 | tee benchmarks/gpu.log
 
 app: .venv/app
 	$(BIN)/python spaces_app/app.py
