@@ -362,7 +362,7 @@ def test_sample_draws_classes_without_names(tmp_path):
 def test_sample_takes_the_labels_of_any_network():
     shape = dict(sample_size=8, patch_size=4, in_channels=1, num_layers=1, num_attention_heads=1, attention_head_dim=8)
     network = DiTTransformer2DModel(**shape, num_embeds_ada_norm=3, norm_num_groups=1)
-    assert sample.class_ids(DDPMImagePipeline(network, DDPMNoiseScheduler()), ["2"]) == [2]
+    assert drawing.class_ids(DDPMImagePipeline(network, DDPMNoiseScheduler()), ["2"]) == [2]
 
 
 IMAGES = torch.zeros(12, 1, 28, 28, dtype=torch.uint8)
