@@ -56,7 +56,7 @@ lock: | .venv/bin/python  ## write requirements-dev.txt, which CI installs
 	$(BIN)/uv pip compile pyproject.toml --quiet --extra dev --constraint constraints.txt --generate-hashes --python-version 3.11 \
 	  --python-platform x86_64-manylinux_2_28 --no-emit-index-url --no-emit-find-links --no-annotate --no-header --output-file requirements-dev.txt
 
-app: .venv/app  ## open the app of the Space
+app: .venv/app  ## open the app of the Space with the few-step model, or with MODEL_ID
 	$(BIN)/python spaces_app/app.py
 
 .venv/bin/python:

@@ -4,10 +4,11 @@ import base64
 import io
 import json
 import math
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops, ImageOps
 
 
 def num_columns(num_images: int) -> int:
@@ -29,6 +30,22 @@ def make_grid(images: np.ndarray) -> Image.Image:
 
 def enlarge(image: Image.Image, factor: int) -> Image.Image:
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def fit(image: Image.Image, size: tuple[int, int], mode: str) -> Image.Image:
+    """A visitor's picture as upright, opaque and cropped to `size` (width, height), in mode "L" or "RGB"."""
+    image = ImageOps.exif_transpose(image).convert("RGBA")
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+    return ImageOps.fit(image, size, Image.Resampling.BOX).convert(mode)
+
+
+def painted(editor: dict | None) -> tuple[Image.Image | None, Image.Image | None]:
+    """The picture on an ImageEditor, and where it is painted over: white in an "L" image; None where nothing is."""
+    if not editor or editor["background"] is None or not editor["background"].getchannel("A").getbbox():
+        return None, None
+    masks = [layer.getchannel("A") for layer in editor["layers"]]
+    mask = reduce(ImageChops.lighter, masks) if masks else None
+    return editor["background"], mask if mask and mask.getbbox() else None
 
 
 def to_data_uri(image: Image.Image) -> str:

@@ -16,9 +16,11 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import packages_distributions
 from itertools import takewhile
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx2
 import numpy as np
@@ -42,6 +44,7 @@ from diffusers import (
 )
 from PIL import Image
 from source import imports
+from starlette.datastructures import QueryParams
 
 from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel
 
@@ -59,8 +62,11 @@ CHROMIUM_FLAGS = [
 CLASS_NAMES = ["T-shirt/top", "Trouser", "Bag"]
 
 gradio_client = pytest.importorskip("gradio_client", reason="gradio is not installed")
+from gradio.route_utils import delete_files_created_by_app  # noqa: E402
+
 sys.path.insert(0, str(ROOT / "spaces_app"))
 import app as space  # noqa: E402
+import bounds  # noqa: E402
 import service  # noqa: E402
 from service import Parameters, SamplingService  # noqa: E402
 
@@ -153,7 +159,7 @@ def test_frames_lead_to_the_images(pipe, sampler, guidance_scale):
 
     generator = [torch.Generator().manual_seed(seed) for seed in parameters.seeds]
     options = {"num_inference_steps": 50, "guidance_scale": guidance_scale}
-    options |= SamplingService(pipe).samplers[sampler][1]
+    options |= SamplingService(pipe).samplers[sampler].options
     pipe(generator=generator, class_labels=parameters.labels, callback_on_step_end=keep, **options)
     for frame in frames:
         x_t, x_0 = expected[frame.step]
@@ -278,7 +284,7 @@ def test_a_model_of_few_steps(tmp_path):
     with pytest.raises(ValueError, match="num_inference_steps=16 is not a whole number from 1 to 15"):
         app.service.submit(Parameters(num_inference_steps=16))
     steps = [block for block in space.build_page(app).blocks.values() if getattr(block, "label", "") == "Steps"]
-    assert [(slider.value, slider.maximum) for slider in steps] == [(15, 15)]
+    assert [number.value for number in steps] == [15]
 
 
 OURS, EULER = DDPMNoiseScheduler, EulerDiscreteScheduler  # our step alone takes both eta and solver_order
@@ -307,8 +313,8 @@ def test_any_scheduler_and_the_models_own_way(tmp_path, scheduler, sampling, off
     DDPMImagePipeline(make_unet(), scheduler, id2label=NAMES, sampling=sampling).save_pretrained(tmp_path)
     app = space.App(str(tmp_path))
     assert list(app.service.samplers) == [service.OWN_SAMPLER, *offered]
-    assert app.num_steps[service.OWN_SAMPLER] == steps
-    scale = app.service.guidance_scale
+    assert app.service.own.num_inference_steps == steps
+    scale = app.service.own.guidance_scale
     assert scale == (sampling or {}).get("guidance_scale", 1.0)
     parameters = Parameters(("Bag",), 2, steps, service.OWN_SAMPLER, scale, seed=3)
     frames, images = finish(app.service.submit(parameters))
@@ -322,7 +328,7 @@ def test_any_scheduler_and_the_models_own_way(tmp_path, scheduler, sampling, off
     name = type(scheduler).__name__
     assert len(frames) <= service.MAX_FRAMES and (name != "LCMScheduler" or steps != 4 or len(frames) == 4)
     blocks = {getattr(block, "label", ""): block for block in space.build_page(app).blocks.values()}
-    assert blocks["Steps"].maximum == app.service.max_steps == (50 if name == "LCMScheduler" else T)
+    assert app.service.own.max_steps == (50 if name == "LCMScheduler" else T)
     assert blocks["Guidance (1: none)"].value == blocks["guidance_scale"].value == scale
 
 
@@ -353,24 +359,156 @@ MODELS = {
 }
 
 
+GO = space.gr.EventData(space.gr.Button(render=False), None)
+
+
+def click(app, mode=space.NEW, asked=(), n=1, steps=2, sampler=service.OWN_SAMPLER, scale=1.0, seed=0, **options):
+    """What the page's handler yields at last, after a click on Generate."""
+    given = [options.pop(name, None) for name in ("editor", "strength", "last_seed")]
+    return list(app.click(mode, asked, n, steps, sampler, scale, seed, *given, options.pop("event", GO)))[-1]
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_any_saved_model(tmp_path, kind):
     """The page's own first click, its explanation and the API."""
     MODELS[kind]().save_pretrained(tmp_path)
     app = space.App(str(tmp_path))
     space.build_page(app)
-    first = (app.class_names or [space.NO_CLASS])[-1]
-    assert first == {"no classes": space.NO_CLASS, "stock": space.NO_CLASS, "stock with DDIM": space.NO_CLASS}.get(
-        kind, "3" if "without" in kind or "stock" in kind else "Bag"
-    )
-    *_, final = app.click(first, 2, 2, service.OWN_SAMPLER, app.service.guidance_scale, 0)
-    assert final[0]["done"] and len(final[0]["frames"]) == 2
-    x_0, x_t, guess, weights = app.explain("Bag", 500)
+    names = [] if kind in ("no classes", "stock", "stock with DDIM") else list("0123")
+    assert app.class_names == (names if "without" in kind or "stock" in kind else names and CLASS_NAMES)
+    asked = app.class_names[-1:]
+    viewer, *_ = click(app, asked=asked, n=2, scale=app.service.own.guidance_scale)
+    assert viewer["done"] and len(viewer["frames"]) == 2
+    x_0, x_t, guess, weights = app.explain(None, 500)
     assert x_0.size == x_t.size == guess.size == (16, 16)
     assert weights["signal"] ** 2 + weights["noise"] ** 2 == pytest.approx(1)
-    labels = [first] if app.class_names else []
-    *_, (png, gif, parameters) = app.generate(labels, 1, 2, service.OWN_SAMPLER, 1, 0)
-    assert parameters["class_labels"] == (labels or [None])
+    *_, (png, gif, parameters) = app.generate(asked, 1, 2, service.OWN_SAMPLER, 1, 0)
+    assert parameters["class_labels"] == (asked or [None])
+
+
+@pytest.fixture
+def text_folder(tmp_path, text_parts):
+    unet = make_unet(num_class_embeds=None, class_embed_type="identity", time_embedding_dim=16)
+    DDPMImagePipeline(unet, LCMScheduler(), sampling={"num_inference_steps": 4}, **text_parts).save_pretrained(
+        tmp_path
+    )
+    (tmp_path / "README.md").write_text("---\ndatasets: cats\nwidget:\n- text: a sleepy cat\n---\n# The card\n")
+    return tmp_path
+
+
+def test_a_model_of_text(text_folder):
+    app = space.App(str(text_folder))
+    blocks = list(space.build_page(app).blocks.values())
+    assert "trained on cats" in space.introduce(app)
+    assert any("a sleepy cat" in str(getattr(block, "samples", "")) for block in blocks)
+    cat, dog, again = (click(app, asked=f"a {pet}", steps=4)[0]["frames"][-1] for pet in ("cat", "dog", "cat"))
+    assert cat == again != dog
+    assert click(app, asked="a cat")[0]["link"]["prompt"] == ["a cat"]
+    *_, (_, _, parameters) = app.generate(prompt="a dog", num_inference_steps=4, guidance_scale=2.0, seed=0)
+    assert parameters["prompt"] == "a dog"
+    with pytest.raises(space.gr.Error, match="prompt='aaaa.* is not a text of at most 300 characters"):
+        click(app, asked="a" * 301)
+    with pytest.raises(ValueError, match="prompt has 9 tokens: this text encoder takes at most 8"):
+        app.service.submit(Parameters(prompt="a a a a a a a"))
+
+
+def square(left, top, right, bottom):
+    """What the editor holds: a grey picture, painted over in a box of the model's pixels."""
+    layer = Image.new("RGBA", (336, 336))
+    layer.paste((255, 0, 0, 255), tuple(21 * side for side in (left, top, right, bottom)))
+    return {"background": Image.new("RGBA", (336, 336), (90, 90, 90, 255)), "layers": [layer], "composite": None}
+
+
+def images_of(outputs):
+    return [np.asarray(Image.open(image).resize((16, 16), Image.Resampling.NEAREST), int) for image, _ in outputs]
+
+
+@pytest.mark.parametrize("sampler", [service.OWN_SAMPLER, "DDIM"])
+def test_painted_pixels_are_repainted_and_no_others(model_folder, sampler):
+    app = space.App(str(model_folder))
+    picture, mask = space.painted(square(4, 2, 12, 10))
+    wanted = app.pictures(picture, mask)
+    frames, (image,) = finish(app.service.submit(Parameters(("Bag",), 1, 4, sampler, **wanted)))
+    inside = np.zeros((16, 16), bool)
+    inside[2:10, 4:12] = True
+    assert np.abs(image - 90)[~inside].max() <= 1 < np.abs(image - 90)[inside].mean()
+    assert np.array_equal(frames[-1].x_t[0], image)
+    viewer, *_ = click(
+        app, space.PICTURE, ["Bag"], steps=4, sampler=sampler, editor=square(4, 2, 12, 10), strength=1.0
+    )
+    assert viewer["done"] and viewer["link"] == {}  # a picture fits into no address
+
+
+def test_strength_is_how_much_changes(model_folder):
+    app = space.App(str(model_folder))
+    wanted = app.pictures(Image.new("RGB", (50, 30), "gray"))
+    runs = [finish(app.service.submit(Parameters((), 1, 20, "DDIM", strength=s, **wanted))) for s in (0.1, 0.5, 1.0)]
+    assert [len(frames) for frames, _ in runs] == [2 + 1, 10 + 1, 20 + 1]
+    distances = [np.abs(image - 128).mean() for _, (image,) in runs]
+    assert distances == sorted(distances)
+
+
+@pytest.mark.parametrize("sampler", OFFERED)
+def test_a_strip_goes_from_one_result_to_the_other(pipe, sampler):
+    sampling = SamplingService(pipe)
+
+    def draw(n=1, **seeds):
+        return np.array(finish(sampling.submit(Parameters(("Bag",), n, 10, sampler, 2.0, **seeds)))[1])
+
+    strip = draw(5, seed=3, last_seed=8)
+    assert np.abs(strip[[0, 4]] - np.concatenate([draw(seed=3), draw(seed=8)])).max() <= 1
+    assert all(np.abs(a - b).max() > 1 for a, b in zip(strip, strip[1:]))
+
+
+def test_noise_between_two_is_as_large_as_they_are():
+    first, last = (torch.Generator().manual_seed(seed) for seed in (0, 1))
+    with service.NoiseBetween({first: (last, 0.5)}):
+        noise = torch.randn((1, 3, 64, 64), generator=first)
+        other = torch.randn((1, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    assert noise.std().item() == pytest.approx(1, abs=0.03)
+    assert torch.equal(other, torch.randn((1, 3, 64, 64), generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.fixture
+def student_folder(tmp_path):
+    for name, scheduler, sampling in (
+        ("teacher", OURS(), FAST),
+        ("student", LCMScheduler(), {"num_inference_steps": 4}),
+    ):
+        DDPMImagePipeline(make_unet(), scheduler, id2label=NAMES, sampling=sampling).save_pretrained(tmp_path / name)
+    (tmp_path / "student" / "README.md").write_text("---\nbase_model: you/teacher\n---\n# The card\n")
+    return tmp_path / "student"
+
+
+def test_finest_is_the_teacher(student_folder):
+    app = space.App(str(student_folder))
+    assert list(app.service.samplers) == [service.OWN_SAMPLER, service.FINEST] and app.service.follows
+    assert app.rule_of(service.FINEST) == (25, 1.3)
+    images = finish(app.service.submit(Parameters(("Bag",), 2, 25, service.FINEST, 1.3, seed=3)))[1]
+    teacher, _ = space.load_model(str(student_folder.parent / "teacher"))
+    generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+    expected = teacher(2, generators, class_labels="Bag", output_type="pt").images
+    assert np.array_equal(np.stack(images), (expected[:, 0] * 255).round().numpy())
+
+
+def test_only_what_is_there_at_once_follows_the_controls(student_folder):
+    app = space.App(str(student_folder))
+    moved = space.gr.EventData(space.gr.Slider(render=False), None)
+    assert click(app, steps=4, event=moved)[0]["link"]["num_inference_steps"] == ["4"]
+    assert all(value == space.gr.skip() for value in click(app, steps=25, sampler=service.FINEST, event=moved))
+
+
+def test_a_link_draws_the_same_again(model_folder):
+    app = space.App(str(model_folder))
+    viewer, *_ = click(app, space.STRIP, ["Bag"], n=3, seed=5, last_seed=9)
+    query = QueryParams([(name, value) for name, values in viewer["link"].items() for value in values])
+    mode, asked, n, sampler, steps, scale, seed, last_seed, linked = app.restore(SimpleNamespace(query_params=query))
+    assert linked
+    again = click(app, mode, asked, n, steps, sampler, scale, seed, last_seed=last_seed)[0]
+    assert again["frames"] == viewer["frames"]
+    assert app.restore(SimpleNamespace(query_params=QueryParams()))[-1] == space.gr.skip()
+    with pytest.raises(space.gr.Error, match="The address is not one of this page"):
+        app.restore(SimpleNamespace(query_params=QueryParams(seed="x")))
 
 
 FLOW = DPMSolverMultistepScheduler(prediction_type="flow_prediction")
@@ -394,7 +532,8 @@ def test_a_click_that_fails_does_not_look_as_if_it_went_on(model_folder, fault):
     app = space.App(str(model_folder))
     if fault == "network":
         app.pipe.unet.register_forward_pre_hook(lambda *_: 1 / 0)
-    request, views = app.click("Bag", 1, 1, "DDIM", 1, -5 if fault == "seed" else 0), []
+    seed = -5 if fault == "seed" else 0
+    request, views = app.click(space.NEW, ["Bag"], 1, 1, "DDIM", 1, seed, None, 1.0, None, GO), []
     with pytest.raises((space.gr.Error, ZeroDivisionError)):
         for viewer, *_ in request:
             views.append(viewer)
@@ -410,10 +549,8 @@ def test_the_first_click_is_within_the_limit(tmp_path):
 
 
 def test_noise_and_guess_is_the_schedulers_forward_process(pipe):
-    x_0 = space.real_image("Bag", 1, 16)
-    assert x_0.shape == (1, 1, 16, 16)
-    assert x_0.min() >= -1
-    assert x_0.max() > 0.5
+    x_0 = space.to_x_0(Image.effect_noise((16, 16), 90))
+    assert x_0.shape == (1, 1, 16, 16) and -1 <= x_0.min() < x_0.max() <= 1
     sampling = SamplingService(pipe)
     noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
     for timestep in (0, 500, 999):
@@ -427,7 +564,10 @@ def test_noise_and_guess_is_the_schedulers_forward_process(pipe):
 def test_nothing_is_in_line_before_gradio_can_end_it(model_folder, handler):
     app = space.App(str(model_folder))
     evaluations = Evaluations(app.pipe.unet)
-    request = getattr(app, handler)(None, 1, 1, "DDIM", 1, 0)
+    arguments = (
+        [space.NEW, [], 1, 1, "DDIM", 1, 0, None, 1.0, None, GO] if handler == "click" else [None, 1, 1, "DDIM", 1, 0]
+    )
+    request = getattr(app, handler)(*arguments)
     next(request)
     finish(app.service.submit(Parameters(None, 1, 1)))
     assert evaluations.batch_sizes == [1]
@@ -437,9 +577,11 @@ def test_nothing_is_in_line_before_gradio_can_end_it(model_folder, handler):
 def test_memory_is_flat_over_500_requests(model_folder):
     """The handlers of the page themselves, with what they write for the downloads."""
     handlers, process = space.App(str(model_folder)), psutil.Process()
+    modes = [{}, {"mode": space.PICTURE, "editor": square(2, 2, 9, 9), "strength": 1.0}]
+    modes += [{"mode": space.STRIP, "n": 2, "last_seed": 3}]
     for i in range(500):
-        final = list(handlers.click(space.ALL_CLASSES, 1, 1, "DDIM", 1, i))[-1]
-        assert len(final[0]["frames"]) == 1
+        final = click(handlers, steps=1, sampler="DDIM", seed=i, **modes[i % 3])
+        assert len(final[0]["frames"]) == (2 if i % 3 == 1 else 1)
         if i == 100:
             before = process.memory_info().rss
     assert (process.memory_info().rss - before) / 2**20 < 20
@@ -477,11 +619,17 @@ def url(model_folder):
 def here(model_folder):
     """(App, its URL, Evaluations): the app in this process."""
     app = space.App(str(model_folder))
+    with launched(app) as (url, evaluations):
+        yield app, url, evaluations
+
+
+@contextmanager
+def launched(app):
     server, url, _ = space.launch(app, prevent_thread_lock=True, quiet=True)
-    evaluations = Evaluations(app.pipe.unet)
-    yield app, url, evaluations
+    app.page, evaluations = server.get_blocks(), Evaluations(app.pipe.unet)
+    yield url, evaluations
     evaluations.gate.set()
-    server.get_blocks().close()
+    app.page.close()
 
 
 @pytest.fixture(scope="module")
@@ -528,19 +676,38 @@ def test_api_says_how_to_make_the_images_again(client, asked, given):
     assert parameters == parameters | again | {"class_labels": given, "batch_size": 2}
 
 
-def test_api_explains_by_name(client):
+def test_api_explains_by_name(client, tmp_path):
     returns = client.view_api(return_format="dict")["named_endpoints"]["/explain"]["returns"]
     assert [value["label"] for value in returns] == ["x_0", "x_t", "predicted_x_0", "weights"]
-    *pictures, weights = client.predict(image="Bag", timestep=999, api_name="/explain")
+    Image.new("RGB", (40, 20), "white").save(tmp_path / "white.png")
+    picture = gradio_client.handle_file(str(tmp_path / "white.png"))
+    *pictures, weights = client.predict(image=picture, timestep=999, api_name="/explain")
     assert [Image.open(path).size for path in pictures] == [(16, 16)] * 3
+    assert Image.open(pictures[0]).getextrema() == (255, 255)
     assert weights["signal"] == pytest.approx(0.00635, abs=1e-5) and weights["timestep"] == 999
+    drawn, *_ = client.predict(timestep=0, api_name="/explain")
+    assert Image.open(drawn).getextrema() != (255, 255)
+
+
+def test_api_changes_a_picture(client, tmp_path):
+    Image.new("L", (16, 16), 90).save(tmp_path / "grey.png")
+    mask = Image.new("L", (16, 16))
+    mask.paste(255, (0, 0, 16, 8))
+    mask.save(tmp_path / "mask.png")
+    files = {name: gradio_client.handle_file(str(tmp_path / name)) for name in ("grey.png", "mask.png")}
+    arguments = {"image": files["grey.png"], "mask_image": files["mask.png"], "num_inference_steps": 4, "seed": 0}
+    png, _, parameters = client.predict(**arguments, api_name="/generate")
+    image = np.asarray(Image.open(png).resize((16, 16), Image.Resampling.NEAREST), int)
+    assert np.abs(image[8:] - 90).max() <= 1 < np.abs(image[:8] - 90).max()
+    assert parameters["image"].startswith("data:image/png;base64,")
 
 
 def test_api_is_documented(client):
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
     assert set(endpoints) == {"/generate", "/explain"}
     names = [parameter["parameter_name"] for parameter in endpoints["/generate"]["parameters"]]
-    assert names == ["class_labels", "batch_size", "num_inference_steps", "sampler", "guidance_scale", "seed"]
+    assert names[:6] == ["class_labels", "batch_size", "num_inference_steps", "sampler", "guidance_scale", "seed"]
+    assert names[6:] == ["prompt", "image", "mask_image", "strength", "last_seed"]
     assert "seed + i" in endpoints["/generate"]["description"]
 
 
@@ -554,6 +721,11 @@ def test_api_is_documented(client):
         ("/generate", {"num_inference_steps": None}, "num_inference_steps=None is not a whole number from 1 to 1000"),
         ("/generate", {"class_labels": ["Bag", "Trouser"]}, "class_labels has 2 names for batch_size=1 images"),
         ("/generate", {"class_labels": ["Bag", "Hat"], "batch_size": 2}, "'Hat'"),
+        ("/generate", {"sampler": "e" * 999}, "sampler='e{98}… is not one of"),
+        ("/generate", {"seed": "e" * 999}, "seed='e{98}… is not a whole number"),
+        ("/generate", {"prompt": "a cat"}, "prompt='a cat': this model was not trained with text"),
+        ("/generate", {"strength": 0.5}, "strength need image"),
+        ("/generate", {"last_seed": 3}, "last_seed draws at least two images"),
         ("/explain", {"timestep": 3.7}, "timestep=3.7 is not a whole number from 0 to 999"),
         ("/explain", {"timestep": 1000}, "1000"),
     ],
@@ -583,8 +755,9 @@ def wait_in_line(here, num_visitors):
     evaluations.gate.clear()
     with httpx2.Client() as visitors:
         for i in range(1 + num_visitors):
-            arguments = {"data": [None, 1, 1, "DDPM", 1, i]}
-            visitors.post(f"{url}gradio_api/call/generate", json=arguments).raise_for_status()
+            arguments = {"data": [None, 1, 1, "DDPM", 1, i, "", None, None, 1, None]}
+            headers = {"x-forwarded-for": f"10.0.0.{i % 5}"}  # five visitors, as a proxy tells them
+            visitors.post(f"{url}gradio_api/call/generate", json=arguments, headers=headers).raise_for_status()
             wait_for(lambda: evaluations.batch_sizes)
     wait_for(lambda: len(app.service._waiting) == num_visitors)
 
@@ -601,8 +774,8 @@ def test_gradio_keeps_nothing_of_a_request(here):
     _, url, _ = here
     client, browser = gradio_client.Client(url, verbose=False), httpx2.Client(timeout=30)
     dependencies = browser.get(f"{url}config").json()["dependencies"]
-    click = next(d["id"] for d in dependencies if len(d["inputs"]) == 6 and len(d["outputs"]) == 5)
-    arguments = {"data": [space.ALL_CLASSES, 1, 2, "DDIM", 1, 0], "fn_index": click, "session_hash": "page"}
+    click = next(d["id"] for d in dependencies if len(d["inputs"]) == 10 and len(d["outputs"]) == 5)
+    arguments = {"data": [space.NEW, [], 1, 2, "DDIM", 1, 0, None, 1, None], "fn_index": click, "session_hash": "page"}
 
     def components_after_a_request() -> int:
         client.predict(num_inference_steps=2, api_name="/generate")
@@ -613,6 +786,99 @@ def test_gradio_keeps_nothing_of_a_request(here):
 
     after = [components_after_a_request() for _ in range(5)]
     assert after[1:] == after[1:2] * 4, after
+
+
+# ---------------------------------------------------------------- strangers
+
+
+JOIN, UPLOAD = "gradio_api/queue/join", "gradio_api/upload"
+UNKNOWN = {"data": [], "fn_index": 999, "session_hash": "stranger"}
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "status"),
+    [
+        ("gradio_api/call/nothing", {"json": {"data": []}}, 404),
+        ("gradio_api/call/v2/nothing", {"json": {}}, 404),
+        ("gradio_api/run/generate", {"json": {"data": []}}, 404),
+        ("gradio_api/component_server", {"json": {}}, 404),
+        (JOIN, {"json": UNKNOWN}, 404),
+        (JOIN, {"content": b"no JSON"}, 422),
+        (JOIN, {"content": b"a" * 2**16}, 413),
+        (UPLOAD, {"files": {"files": ("a.png", b"a" * (bounds.MAX_UPLOAD + 1))}}, 413),
+        (UPLOAD, {"files": {"files": ("a.png", b"a" * 2**20)}}, 200),
+    ],
+)
+def test_what_the_page_does_not_need_is_refused(url, path, options, status):
+    assert httpx2.post(f"{url}/{path}", **options).status_code == status
+
+
+def test_nothing_is_written_for_a_link(url):
+    assert httpx2.get(f"{url}/gradio_api/deep_link?session_hash=stranger").status_code == 404
+
+
+def test_uploads_are_few_and_removed(monkeypatch, here):
+    app, url, _ = here
+    monkeypatch.setattr(bounds, "MAX_UPLOADS", 1)
+    files = {"files": ("a.png", b"a")}
+    (path,) = httpx2.post(url + UPLOAD, files=files).json()
+    assert Path(path).is_file()
+    refused = httpx2.post(url + UPLOAD, files=files)
+    assert (refused.status_code, refused.text[:27]) == (503, "1 pictures are kept already")
+    page = app.page
+    assert page.delete_cache == (60, bounds.UPLOAD_SECONDS)
+    delete_files_created_by_app(page, age=-1)  # what gradio does every minute with what is that old
+    assert not Path(path).exists()
+    assert httpx2.post(url + UPLOAD, files=files).status_code == 200
+
+
+def test_a_visitor_asks_so_often_and_no_other_is_disturbed(monkeypatch, here):
+    monkeypatch.setattr(bounds, "MAX_POSTS", 3)
+    ask = partial(httpx2.post, here[1] + JOIN, json=UNKNOWN)
+    assert {ask(headers={"x-forwarded-for": "10.0.0.1"}).status_code for _ in range(9)} == {404, 429}
+    assert ask(headers={"x-forwarded-for": "10.0.0.2"}).status_code == 404
+
+
+def test_a_visitor_does_not_fill_the_line(pipe):
+    sampling, evaluations = SamplingService(pipe), Evaluations(pipe.unet)
+    evaluations.gate.clear()
+    sampling.submit(Parameters(None, 1, 1))
+    wait_for(lambda: evaluations.batch_sizes)
+    for _ in range(service.MAX_OF_VISITOR):
+        sampling.submit(Parameters(None, 1, 1), "10.0.0.1")
+    with pytest.raises(ValueError, match="20 requests of yours are waiting already"):
+        sampling.submit(Parameters(None, 1, 1), "10.0.0.1")
+    sampling.submit(Parameters(None, 1, 1), "10.0.0.2")
+    evaluations.gate.set()
+
+
+def test_a_flood_leaves_the_memory_as_it_was(model_folder):
+    with running("spaces_app/app.py", model_folder) as (url, _), httpx2.Client(timeout=60) as stranger:
+        process = max(psutil.Process().children(), key=lambda child: child.create_time())
+        words = {"data": [None, 1, 1, "s" * 30_000, 1, 0, "", None, None, 1, None]}
+        ends = []
+        for rounds in (10, 60):
+            for _ in range(rounds):
+                event = stranger.post(f"{url}/gradio_api/call/generate", json=words).json()["event_id"]
+                stranger.get(f"{url}/gradio_api/call/generate/{event}")
+                stranger.post(f"{url}/{UPLOAD}", files={"files": ("a.png", b"a" * 2**20)})
+                assert stranger.post(f"{url}/{JOIN}", content=b"a" * 2 * 10**7).status_code == 413
+            ends.append(process.memory_info().rss)
+        assert ends[1] < 1.05 * ends[0], ends
+
+
+def test_a_card_shows_its_own_pictures_alone(tmp_path, capsys):
+    Image.new("L", (4, 4)).save(tmp_path / "secret.png")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    (folder / "drawing.svg").write_text("<svg/>")
+    (folder / "metrics.json").write_text("{broken")
+    names = ("../secret.png", "link.png", "drawing.svg", "none.png", str(tmp_path / "secret.png"))
+    (folder / "README.md").write_bytes(b"---\n: [\n---\n\xff" + "".join(f"![a]({name})" for name in names).encode())
+    assert space.read_card(folder) == "\ufffd" + "a" * len(names)
+    assert space.read_metrics(folder) is None and space.read_metadata(folder) == {}
+    assert "drawing.svg is left out" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
@@ -661,12 +927,12 @@ def open_page(browser, url):
     """Opens the page on a screen of a size and a colour scheme; what the page loads from elsewhere, or logs, fails the test."""
     pages, complaints = [], []
 
-    def open_page(width=1200, height=900, color_scheme="light", url=url):
+    def open_page(width=1200, height=900, color_scheme="light", url=url, query=""):
         page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=color_scheme)
         page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
         page.on("request", lambda r: r.url.startswith(("data:", "blob:", url)) or complaints.append(r.url))
         page.set_default_timeout(60_000)
-        page.goto(url)
+        page.goto(url + query)
         page.locator("#generate").wait_for()
         pages.append(page)
         return page
@@ -679,7 +945,7 @@ def open_page(browser, url):
 
 def generate(page, seed=42):
     """Sets the seed, clicks, waits for the end, returns the two pictures that the viewer shows."""
-    fill(page.get_by_label("Seed"), seed)
+    fill(page.locator("#seed input"), seed)
     page.click("#generate")
     page.locator(".viewer .status", has_text=f"seed {seed},").wait_for()
     return [image.get_attribute("src") for image in page.locator(".viewer img").all()]
@@ -738,13 +1004,13 @@ def slow(here):
 def test_stop(slow, open_page):  # in this order: the page is closed before its app
     page = open_page(url=slow[0])
     page.get_by_label("DDPM").check()
-    page.wait_for_function("document.querySelector('input[aria-label*=Steps]').value == '250'")
+    page.wait_for_function("document.querySelector('#steps input').value == '250'")
     page.click("#generate")
     page.wait_for_function("document.querySelector('.viewer input').value >= 1")
     page.click("#stop")
     page.locator(".viewer .status", has_text="stopped").wait_for()
     page.get_by_label("DDIM").check()
-    page.wait_for_function("document.querySelector('input[aria-label*=Steps]').value == '50'")
+    page.wait_for_function("document.querySelector('#steps input').value == '50'")
     generate(page)
     assert "DDIM, 50 steps" in page.locator(".viewer .status").inner_text()
 
@@ -764,7 +1030,7 @@ def test_stopping_and_leaving_end_the_computation(browser, slow, how):
         page.goto(url)
         page.get_by_label("DDPM").check()
         fill(page.locator("input[type=number][aria-label*=Images]"), 4)
-        fill(page.locator("input[type=number][aria-label*=Steps]"), 1000)
+        fill(page.locator("#steps input"), 1000)
         page.click("#generate")
         page.wait_for_function("document.querySelector('.viewer input').value >= 1")
         page.click("#stop") if how == "stop" else page.close()
@@ -781,7 +1047,9 @@ def test_stopping_and_leaving_the_api_end_the_computation(slow, how):
         job = client.submit(num_inference_steps=1000, sampler="DDPM", api_name="/generate")
     else:
         call = f"{url}gradio_api/call/generate"
-        event = httpx2.post(call, json={"data": [None, 1, 1000, "DDPM", 1, None]}).json()["event_id"]
+        event = httpx2.post(call, json={"data": [None, 1, 1000, "DDPM", 1, None, "", None, None, 1, None]}).json()[
+            "event_id"
+        ]
         stream = httpx2.Client().send(httpx2.Request("GET", f"{call}/{event}"), stream=True)
     wait_for(lambda: evaluations.batch_sizes)
     job.cancel() if how == "stop" else stream.close()
@@ -801,7 +1069,7 @@ def test_the_place_in_line_is_told(browser, here):
 
 def test_wrong_input_is_told(open_page):
     page = open_page()
-    fill(page.get_by_label("Seed"), -1)
+    fill(page.locator("#seed input"), -1)
     page.click("#generate")
     page.get_by_text("seed=-1 is not a whole number from 0 to 4294967295.").wait_for()
     page.locator(".viewer .status", has_text="not possible").wait_for()
@@ -811,12 +1079,137 @@ def test_how_it_works(open_page):
     page = open_page()
     page.get_by_role("tab", name="How it works").click()
     pictures = page.locator("#explanation .pictures img")
+    pictures.last.wait_for()
     real, noised, guessed = (image.get_attribute("src") for image in pictures.all())
     assert len({real, noised, guessed}) == 3
     fill(page.locator("#t input[type=number]"), 999)
     page.get_by_text("0.006").wait_for()  # sqrt(alphas_cumprod) of the last step
     assert pictures.nth(0).get_attribute("src") == real
     assert pictures.nth(1).get_attribute("src") != noised
+
+
+def results(page):
+    return [image.get_attribute("src") for image in page.locator(".samples .thumbnail-lg img").all()]
+
+
+def test_the_address_draws_the_same_run_again(open_page):
+    page = open_page()
+    fill(page.locator("input[type=number][aria-label*=Images]"), 3)
+    pictures = generate(page, 7)
+    assert "seed=7" in page.url and "batch_size=3" in page.url
+    page = open_page(query="/?" + page.url.split("?")[1])
+    page.locator(".viewer .status", has_text="seed 7,").wait_for()
+    assert [image.get_attribute("src") for image in page.locator(".viewer img").all()] == pictures
+    assert page.locator("#seed input").input_value() == "7"
+
+
+def test_results_are_shown_with_their_own_run_alone(slow, open_page):
+    url, evaluations = slow
+    page = open_page(url=url)
+    generate(page)
+    assert page.locator(".samples").is_visible() and page.get_by_role("button", name="PNG").is_visible()
+    assert not page.locator(".viewer .panels").is_visible()  # they would show the same once more
+    page.locator(".viewer input").press("Home")
+    assert page.locator(".viewer .panels").is_visible() and not page.locator(".samples").is_visible()
+    page.locator(".viewer input").press("End")
+    evaluations.gate.clear()
+    page.click("#generate")
+    page.locator(".viewer .status", has_text="starting").wait_for()
+    assert not page.locator(".samples").is_visible() and not page.get_by_role("button", name="PNG").is_visible()
+    page.click("#stop")
+    evaluations.gate.set()
+    page.locator(".viewer .status", has_text="stopped").wait_for()
+    assert not page.locator(".samples").is_visible()
+
+
+def test_keyboard_alone(open_page):
+    """A class is searched and chosen, the list closes behind it, what has the focus has a ring, Enter starts."""
+    page = open_page()
+    page.locator("#classes input").focus()
+    page.keyboard.type("Bag")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    page.locator("ul.options").wait_for(state="hidden")
+    page.locator("#generate").focus()
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Tab")
+    ring = page.evaluate("(s => s.outlineStyle + s.outlineWidth)(getComputedStyle(document.activeElement))")
+    assert ring == "solid2px"
+    page.keyboard.press("Enter")
+    page.locator(".viewer .status", has_text="seed 42,").wait_for()
+    assert set(page.locator(".samples .caption-label").all_inner_texts()) == {"Bag"}
+
+
+def test_a_result_is_painted_over(open_page):
+    page = open_page()
+    generate(page)
+    page.locator(".samples .thumbnail-lg").nth(1).click()
+    page.get_by_role("button", name="Change the chosen one").click()
+    canvas = page.locator("#editor canvas").first
+    canvas.wait_for()
+    page.wait_for_timeout(2000)  # the picture comes onto it
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(*middle)
+    page.mouse.down()
+    page.mouse.move(middle[0] + 60, middle[1], steps=5)
+    page.mouse.up()
+    page.wait_for_timeout(1000)  # and is sent
+    fill(page.locator("#seed input"), 5)
+    page.click("#generate")
+    page.locator(".viewer .status", has_text="seed 5,").wait_for()
+    shoot(page, "space-repaint")
+    assert "seed=" not in page.url
+    uris = results(page)
+    assert len(uris) == 10
+
+
+def test_a_strip_between_two_results(open_page):
+    page = open_page()
+    generate(page)
+    page.locator(".samples .thumbnail-lg").nth(2).click()
+    page.get_by_role("button", name="From the first to it").click()
+    page.wait_for_function("document.querySelector('#last-seed input')?.value === '44'")
+    page.click("#generate")
+    page.wait_for_url("**last_seed=44**")
+    assert page.locator(".samples .caption-label").last.inner_text() == "seed 44"
+    shoot(page, "space-strip")
+
+
+@pytest.fixture
+def student_url(student_folder):
+    with launched(space.App(str(student_folder))) as (url, _):
+        yield url
+
+
+def test_the_picture_follows_the_controls(student_url, open_page):
+    page = open_page(url=student_url)
+    fill(page.locator("#seed input"), 8)
+    page.locator(".viewer .status", has_text="seed 8,").wait_for()
+    before = results(page)
+    fill(page.locator("#seed input"), 9)
+    page.locator(".viewer .status", has_text="seed 9,").wait_for()
+    assert results(page) != before
+    page.get_by_label("Finest").check()
+    page.wait_for_function("document.querySelector('#steps input').value === '25'")
+    page.click("#generate")
+    page.locator(".viewer .status", has_text="seed 9, Finest, 25 steps").wait_for()
+
+
+@pytest.fixture
+def text_url(text_folder):
+    with launched(space.App(str(text_folder))) as (url, _):
+        yield url
+
+
+def test_a_prompt_is_typed(text_url, open_page):
+    page = open_page(url=text_url)
+    page.get_by_text("a sleepy cat").click()
+    page.wait_for_function("document.querySelector('#prompt textarea, #prompt input').value === 'a sleepy cat'")
+    page.locator("#prompt textarea, #prompt input").press("Enter")
+    page.locator(".viewer .status", has_text="seed 42,").wait_for()
+    assert "prompt=a+sleepy+cat" in page.url
 
 
 @pytest.mark.parametrize(
@@ -827,6 +1220,9 @@ def test_screenshots_show_no_overflow(open_page, name, size, scheme):
     page = open_page(*size, scheme)
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 200) == (scheme == "dark")
+    if (finest := page.get_by_label("Finest")).count():
+        finest.check()
+        page.wait_for_timeout(1000)
     page.click("#generate")
     page.wait_for_function("document.querySelector('.viewer input').value >= 7")
     shoot(page, f"space-{name}-live")
@@ -856,7 +1252,7 @@ def test_each_package_that_the_app_imports_is_pinned_as_tested():
     files = list((ROOT / "spaces_app").glob("*.py"))
     modules = {name.split(".")[0] for path in files for name in imports(path)}
     others = modules - sys.stdlib_module_names - {path.stem for path in files}
-    packages = {packages_distributions()[module][0] for module in others}
+    packages = {packages_distributions()[module][0].lower() for module in others}
     tested = read_pins(ROOT / "constraints.txt")
     assert read_pins(ROOT / "spaces_app" / "requirements.txt") == {name: tested[name] for name in packages}
 
@@ -874,9 +1270,7 @@ def test_space_metadata():
 
 @pytest.mark.parametrize("model_id", ["no/such/folder", "you/none"])
 def test_a_model_that_is_nowhere_is_named(model_id):
-    with pytest.raises(
-        SystemExit, match=f"MODEL_ID='{model_id}' is neither a folder here nor a model that can be had"
-    ):
+    with pytest.raises(SystemExit, match=f"MODEL_ID='{model_id}' is neither a folder here nor an available model"):
         space.load_model(model_id)
 
 
