@@ -11,7 +11,7 @@ import secrets
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import torch
 import yaml
 from bounds import MAX_UPLOAD, UPLOAD_SECONDS, Gate, quote
 from diffusers import DiffusionPipeline
+from gradio.route_utils import FnIndexInferError
 from huggingface_hub import metadata_load, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from pictures import draw_schedule, enlarge, fit, make_grid, painted, save_downloads, to_data_uri
@@ -225,14 +226,20 @@ class App:
         yield keep  # gradio can end what has yielded once: before that, nothing is put in line
         if moved and sampler != OWN_SAMPLER:  # only what is there at once follows the controls
             return
-        view, job, shown, frames = partial(view_of, num_inference_steps), None, [], []
+
+        def view(
+            *what, **more
+        ):  # an update, as skip is: gradio keeps a component for every plain value that follows one
+            return gr.update(value=view_of(num_steps, *what, **more))
+
+        num_steps, job, shown, frames = num_inference_steps, None, [], []
         wanted = {"batch_size": batch_size, "num_inference_steps": num_inference_steps, "sampler": sampler}
         wanted |= {"guidance_scale": guidance_scale}
         link = {**wanted, **self.words(asked), "seed": seed, "last_seed": last_seed if mode == STRIP else None}
         try:
             wanted |= self.asked_of_page(mode, asked, batch_size, editor, strength, last_seed)
             job = self.start(request, seed, **wanted)
-            view = partial(view_of, self.service.num_timesteps_of(job.parameters))
+            num_steps = self.service.num_timesteps_of(job.parameters)
             link = (
                 {} if job.parameters.image else link | {"seed": job.parameters.seed}
             )  # a picture fits into no address
@@ -300,18 +307,20 @@ class App:
         sampler = self.service.samplers[name]
         return sampler.num_inference_steps, sampler.guidance_scale
 
-    def edit(self, gallery: list, chosen: int | None) -> tuple[str, Image.Image]:
-        """Puts the chosen result, or the first, on the canvas."""
-        picture, _ = gallery[chosen if chosen and chosen < len(gallery) else 0]
-        return PICTURE, picture.resize((CANVAS, CANVAS), Image.Resampling.NEAREST)
+    def edit(self, gallery: list, chosen: int | None) -> tuple:
+        """Puts the chosen result, or the first, on the canvas, and asks for its class."""
+        picture, label = gallery[chosen if chosen and chosen < len(gallery) else 0]
+        return PICTURE, picture.resize((CANVAS, CANVAS), Image.Resampling.NEAREST), self.class_of(label)
+
+    def class_of(self, caption: str) -> Any:
+        return [caption] if caption in self.class_names else gr.skip()
 
     def reach(self, gallery: list, chosen: int | None, seed: int | None) -> tuple:
         """Goes from the first result to the chosen one, or the last, and to its class."""
         if seed is None:
             raise gr.Error("Set the seed first: the line under the picture tells it.", print_exception=False)
         index = chosen if chosen and chosen < len(gallery) else len(gallery) - 1
-        label = gallery[index][1]
-        return STRIP, seed + index, [label] if label in self.class_names else gr.skip()
+        return STRIP, seed + index, self.class_of(gallery[index][1])
 
     def opening(self, batch_size: int, seed: int, num_steps: int) -> dict[str, Any]:
         """What the viewer shows before the first click: the noise that the images will come out of."""
@@ -561,7 +570,7 @@ def build_generate_tab(app: App, page: gr.Blocks) -> None:
     private = {"api_visibility": "private", "show_progress": "hidden"}
     sampler.input(app.rule_of, sampler, [steps, guidance], **private)
     gallery.select(chosen_index, None, chosen, **private)
-    edit.click(app.edit, [gallery, chosen], [mode, editor], **private)
+    edit.click(app.edit, [gallery, chosen], [mode, editor, asked], **private)
     reach.click(app.reach, [gallery, chosen, seed], [mode, last_seed, asked], **private)
     if app.service.takes_text:
         asked.submit(None, js="() => { document.querySelector('#generate').click() }")
@@ -668,6 +677,10 @@ def build_page(app: App) -> gr.Blocks:
     return page.queue(max_size=MAX_WAITING)
 
 
+def no_such_endpoint(*_) -> PlainTextResponse:
+    return PlainTextResponse("There is no such endpoint.", 404)
+
+
 def launch(app: App, **options):
     """Serves the page; `options` go to gradio's launch."""
     theme = gr.themes.Base(
@@ -689,7 +702,7 @@ def launch(app: App, **options):
         theme=theme,
         app_kwargs={
             "middleware": [Middleware(Gate, page)],
-            "exception_handlers": {KeyError: lambda *_: PlainTextResponse("There is no such endpoint.", 404)},
+            "exception_handlers": dict.fromkeys((KeyError, FnIndexInferError), no_such_endpoint),
         },
         max_file_size=MAX_UPLOAD,
         css_paths=HERE / "style.css",

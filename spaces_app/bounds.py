@@ -17,7 +17,7 @@ MAX_UPLOADS = 200  # pictures that are kept at once; each is removed after UPLOA
 UPLOAD_SECONDS = 900
 MAX_POSTS = 600  # of one visitor in a minute; a control that moves sends several a second
 UPLOAD = "/gradio_api/upload"
-ROUTES = re.compile(rf"{UPLOAD}|/gradio_api/(cancel|reset|queue/join|call/(v2/)?(?P<endpoint>\w+))/?")
+ROUTES = re.compile(rf"{UPLOAD}|/gradio_api/(cancel|reset|queue/join|run/predict|call/(v2/)?(?P<endpoint>\w+))/?")
 UNUSED = ("/gradio_api/deep_link",)  # it writes a file for each call
 
 Image.MAX_IMAGE_PIXELS = 2**23  # PIL warns above it, and refuses twice as many
