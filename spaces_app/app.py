@@ -91,7 +91,7 @@ def load_model(model_id: str) -> tuple[DiffusionPipeline, Path]:
             f"MODEL_ID={model_id!r} is neither a folder here nor an available model of the Hub: {error}"
         ) from None
     pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
-    if not hasattr(pipe, "invert"):  # stock, or saved by an earlier version
+    if not hasattr(pipe, "num_channels"):  # stock, or saved by an earlier version
         if not pipe.components.keys() <= {"unet", "scheduler", "text_encoder", "tokenizer"}:
             name, parts = type(pipe).__name__, ", ".join(pipe.components)
             raise SystemExit(f"MODEL_ID={model_id!r} is a {name} of {parts}: supported are a unet and a scheduler.")

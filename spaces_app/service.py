@@ -141,7 +141,7 @@ def check_range(name: str, value, low, high, types) -> None:
 
 
 def can_guide(pipe: DiffusionPipeline) -> bool:
-    return pipe.takes == ("prompt_embeds",) or pipe.null_label is not None
+    return "prompt_embeds" in pipe.takes or pipe.null_label is not None
 
 
 def find_samplers(pipe: DiffusionPipeline, finest: DiffusionPipeline | None = None) -> dict[str, Sampler]:
@@ -221,9 +221,9 @@ class SamplingService:
             sampler.pipe.set_progress_bar_config(disable=True)
         self.own = self.samplers[OWN_SAMPLER]
         self.follows = self.own.num_inference_steps <= FEW_STEPS and not ZERO_GPU  # where each run costs quota
-        size, channels = pipe.unet.config.sample_size, pipe.unet.config.in_channels
+        size, channels = pipe.unet.config.sample_size, pipe.num_channels
         self.shape = channels, *((size, size) if isinstance(size, int) else size)
-        self.takes_text = pipe.takes == ("prompt_embeds",)
+        self.takes_text = "prompt_embeds" in pipe.takes
         names = pipe.id2label or {label: str(label) for label in range(pipe.num_labels or 0)}
         self.labels = {} if self.takes_text else {name: label for label, name in names.items()}
         self.class_names = list(self.labels)
