@@ -4,6 +4,7 @@
 model). Here are the page and the API; `service.py` samples, `pictures.py` draws, `viewer.js` scrubs, `bounds.py` keeps the door.
 """
 
+import argparse
 import json
 import os
 import re
@@ -14,6 +15,9 @@ from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":  # help answers before torch and gradio are imported
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
 
 import diffusers
 import gradio as gr

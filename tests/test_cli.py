@@ -22,13 +22,15 @@ print(code or 0, time.process_time(), "torch" in sys.modules)
 
 
 def run_script(name: str, *arguments: str, before: str = "") -> tuple[int, float, bool, str]:
-    command = [sys.executable, "-c", before + RUN, str(ROOT / "scripts" / name), *arguments]
+    command = [sys.executable, "-c", before + RUN, str(ROOT / name), *arguments]
     run = subprocess.run(command, capture_output=True, text=True)
     code, seconds, imported = run.stdout.splitlines()[-1].split()
     return int(code), float(seconds), imported == "True", run.stdout + run.stderr
 
 
-@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "scripts").glob("*.py")))
+@pytest.mark.parametrize(
+    "script", ["spaces_app/app.py", *sorted(f"scripts/{path.name}" for path in (ROOT / "scripts").glob("*.py"))]
+)
 def test_help_answers_before_torch_is_imported(script):
     code, _, has_torch, told = run_script(script, "--help")
     assert (code, has_torch) == (0, False) and "usage: " in told and "None)" not in told
@@ -49,12 +51,12 @@ def test_help_answers_before_torch_is_imported(script):
     ],
 )
 def test_a_mistake_is_told_before_torch_is_imported(script, arguments, message):
-    code, _, has_torch, told = run_script(script, *arguments)
+    code, _, has_torch, told = run_script(f"scripts/{script}", *arguments)
     assert (code, has_torch) == (2, False) and message in told, told
 
 
 def test_help_takes_little_time():
-    assert min(run_script("train.py", "--help")[1] for _ in range(3)) < 1.5
+    assert min(run_script("scripts/train.py", "--help")[1] for _ in range(3)) < 1.5
 
 
 @pytest.mark.parametrize(
@@ -66,7 +68,9 @@ def test_help_takes_little_time():
     ],
 )
 def test_a_missing_package_is_one_line_with_the_way_to_install_it(script, arguments, package, extra):
-    code, _, _, told = run_script(script, *arguments, before=f"import sys; sys.modules['{package}'] = None\n")
+    code, _, _, told = run_script(
+        f"scripts/{script}", *arguments, before=f"import sys; sys.modules['{package}'] = None\n"
+    )
     error = f'error: No module named {package!r}: pip install -e ".[{extra}]"'
     assert code == 1 and error in told.splitlines(), told
 
