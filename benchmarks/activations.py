@@ -26,10 +26,15 @@ def kept_bytes(unet: DDPMUNet2DModel, batch_size: int) -> int:
     return sum({storage.data_ptr(): storage.nbytes() for storage in kept}.values())
 
 
+def kept_of_an_image(preset: str) -> tuple[int, int]:
+    """Bytes without and with gradient checkpointing."""
+    unet = DDPMUNet2DModel(**PRESETS[preset].unet).train()
+    plain = kept_bytes(unet, 2) - kept_bytes(unet, 1)
+    unet.enable_gradient_checkpointing()
+    return plain, kept_bytes(unet, 2) - kept_bytes(unet, 1)
+
+
 if __name__ == "__main__":
     for name in sys.argv[1:]:
-        unet = DDPMUNet2DModel(**PRESETS[name].unet).train()
-        plain = kept_bytes(unet, 2) - kept_bytes(unet, 1)
-        unet.enable_gradient_checkpointing()
-        checkpointed = kept_bytes(unet, 2) - kept_bytes(unet, 1)
+        plain, checkpointed = kept_of_an_image(name)
         print(f"{name}: {plain / 1e6:.0f} MB, with gradient checkpointing {checkpointed / 1e6:.0f} MB")

@@ -1,6 +1,7 @@
 """The benchmark's turns, medians and ratios, and one section of it from the command line to its files."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import programs
 import run
+from activations import kept_of_an_image
 from programs import images_per_second, launch
 from rounds import compare, seconds_per_call, take_turns
 
@@ -89,3 +91,10 @@ def test_peers_that_are_not_there_are_named(tmp_path, monkeypatch):
     options.skip = skipped.__setitem__
     assert list(programs.trainings(options, tmp_path / "images")) == ["ours"]
     assert list(skipped) == ["training: train_unconditional", "training: denoising-diffusion-pytorch"]
+
+
+def test_the_readme_says_what_autograd_keeps_of_an_image():
+    """A and A' of the cifar10 preset, in the MB of its table."""
+    readme = (BENCHMARKS.parent / "README.md").read_text()
+    told = [float(value) for value in re.search(r"\| `cifar10` \|[^|]*\| ([\d.]+), ([\d.]+) MB", readme).groups()]
+    assert [kept / 1e6 for kept in kept_of_an_image("cifar10")] == pytest.approx(told, rel=0.03)
