@@ -325,7 +325,7 @@ class SamplingService:
             try:
                 jobs[0].context.run(self._run, jobs)
                 outcome = None
-            except Exception as error:  # noqa: BLE001 (whatever it is, the visitor is told and the worker lives on)
+            except Exception as error:  # whatever it is, the visitor is told and the worker lives on
                 outcome = error
             for job in jobs:
                 job.events.put(outcome)

@@ -1,4 +1,4 @@
-# ruff: noqa: E402, F401
+# ruff: noqa: F401
 import os
 from pathlib import Path
 

@@ -22,7 +22,7 @@ ARROWS = {
     "images": set(),
     "lazy": set(),
     "keys": set(),
-    **dict.fromkeys(HUB_FILES, set()),
+    **{name: set() for name in HUB_FILES},
 }
 
 

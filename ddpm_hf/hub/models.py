@@ -251,5 +251,5 @@ def _check_numbers(pairs: list[tuple[str, Any]]) -> dict:
         most = next(number for part, number in MOST.items() if part in key)
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, int | float) and not abs(number) <= most:  # nor NaN
-                raise ValueError(f"{key:.80}={str(number):.20} must be a number up to {most:,}.")
+                raise ValueError(f"{key:.80}={number!s:.20} must be a number up to {most:,}.")
     return dict(pairs)

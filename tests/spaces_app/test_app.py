@@ -6,6 +6,7 @@ tests/spaces_app/test_app.py -k screenshots` looks at another model and keeps th
 
 import gc
 import io
+import itertools
 import json
 import os
 import re
@@ -62,13 +63,13 @@ CHROMIUM_FLAGS = [
 CLASS_NAMES = ["T-shirt/top", "Trouser", "Bag"]
 
 gradio_client = pytest.importorskip("gradio_client", reason="gradio is not installed")
-from gradio.route_utils import delete_files_created_by_app  # noqa: E402
+from gradio.route_utils import delete_files_created_by_app
 
 sys.path.insert(0, str(ROOT / "spaces_app"))
-import app as space  # noqa: E402
-import bounds  # noqa: E402
-import service  # noqa: E402
-from service import Parameters, SamplingService  # noqa: E402
+import app as space
+import bounds
+import service
+from service import Parameters, SamplingService
 
 UNET = {
     "sample_size": 16,
@@ -385,7 +386,7 @@ def test_any_saved_model(tmp_path, kind):
     x_0, x_t, guess, weights = app.explain(None, 500)
     assert x_0.size == x_t.size == guess.size == (16, 16)
     assert weights["signal"] ** 2 + weights["noise"] ** 2 == pytest.approx(1)
-    *_, (png, gif, parameters) = app.generate(asked, 1, 2, service.OWN_SAMPLER, 1, 0)
+    *_, (_, _, parameters) = app.generate(asked, 1, 2, service.OWN_SAMPLER, 1, 0)
     assert parameters["class_labels"] == (asked or [None])
 
 
@@ -460,7 +461,7 @@ def test_a_strip_goes_from_one_result_to_the_other(pipe, sampler):
 
     strip = draw(5, seed=3, last_seed=8)
     assert np.abs(strip[[0, 4]] - np.concatenate([draw(seed=3), draw(seed=8)])).max() <= 1
-    assert all(np.abs(a - b).max() > 1 for a, b in zip(strip, strip[1:]))
+    assert all(np.abs(a - b).max() > 1 for a, b in itertools.pairwise(strip))
 
 
 def test_noise_between_two_is_as_large_as_they_are():

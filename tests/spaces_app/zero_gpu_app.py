@@ -48,12 +48,12 @@ os.environ |= {
     "SPACES_ZERO_DEVICE_API_URL": f"http://127.0.0.1:{server.server_port}",
 }
 
-import torch  # noqa: E402
+import torch
 
 torch.version.cuda, torch._C._cuda_init, torch.cuda._is_in_bad_fork = "13.0", None, bool  # what a CPU build has not
-import app  # noqa: E402
-import spaces.zero.torch  # noqa: E402
-from diffusers import DiffusionPipeline  # noqa: E402
+import app
+import spaces.zero.torch
+from diffusers import DiffusionPipeline
 
 spaces.zero.torch.init = lambda nvidia_uuid: None  # it would put a tensor on the GPU
 spaces.zero.torch.move = lambda callback: None
