@@ -1,8 +1,10 @@
 """DDPM (Ho et al. 2020) from scratch, as first-class Hugging Face parts."""
 
 import sys
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from .lazy import lazy_names
 
 if TYPE_CHECKING:
     from .modeling_ddpm_unet import DDPMUNet2DModel
@@ -19,12 +21,10 @@ _FILES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """A part, imported when it is first used: options are read, and `--help` answers, before torch is imported."""
-    if name not in _FILES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    for (
-        file
-    ) in _FILES.values():  # a saved model names its parts by their files, which AutoModel looks for in sys.modules
-        sys.modules[file] = import_module(f".{file}", __name__)
-    return getattr(sys.modules[_FILES[name]], name)
+__getattr__ = lazy_names(__name__, _FILES)
+
+for _file in (
+    _FILES.values()
+):  # a saved model names its parts by their files, which diffusers' AutoModel looks for in sys.modules
+    sys.modules[_file] = ModuleType(_file)
+    vars(sys.modules[_file])["__getattr__"] = __getattr__

@@ -1,10 +1,9 @@
 """Every random key: what is random about a sample depends on (seed, its position) alone, never on the state of a global generator.
 
 A key is the state of a SplitMix64 generator (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195), which is counter-based: any output is
-computed without those before it. Its outputs have
-numbers from 1. Output p + 1 of the seed is the key of position p. The key itself decides on t and on the condition;
-its outputs 1, 2, ... are the sample's noise, and those below 1 its other decisions. All of it is arithmetic on whole batches of int64, which
-gives the same bits on every device.
+computed without those before it. Its outputs have numbers from 1. Output p + 1 of the seed is the key of position p. The key itself decides
+on t and on the condition; its outputs 1, 2, ... are the sample's noise, and those below 0 its other decisions. All of it is arithmetic on
+whole batches of int64, which gives the same bits on every device.
 """
 
 import functools
@@ -16,11 +15,7 @@ import torch
 GAMMA = 0x9E3779B97F4A7C15 - 2**64
 FACTORS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 
-FLIP, CAPTION, CONDITION = (
-    np.array([-1]),
-    np.array([-2]),
-    np.array([-3]),
-)  # numbers of the outputs that decide on these
+FLIP, CAPTION, CONDITION = np.array([[-1], [-2], [-3]])  # numbers of the outputs that decide on these
 LOW = 2**32 - 1
 HALF = torch.tensor(2**-32, dtype=torch.float64)
 

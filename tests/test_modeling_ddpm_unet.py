@@ -4,6 +4,8 @@ import inspect
 import json
 import math
 import resource
+import subprocess
+import sys
 
 import accelerate
 import pytest
@@ -391,6 +393,14 @@ def test_auto_model_finds_the_unet_of_a_pipeline(tmp_path, parts):
     loaded = AutoModel.from_pretrained(str(tmp_path), subfolder="unet")
     assert type(loaded) is kind
     assert all(torch.equal(value, saved.state_dict()[name]) for name, value in loaded.state_dict().items())
+    bare = f"""
+import sys, ddpm_hf
+assert "torch" not in sys.modules
+from diffusers import AutoModel
+print(type(AutoModel.from_pretrained({str(tmp_path)!r}, subfolder="unet")).__name__)
+"""
+    told = subprocess.run([sys.executable, "-c", bare], check=True, capture_output=True, text=True).stdout
+    assert told.split() == [kind.__name__]
 
 
 def test_a_variant_is_saved_and_loaded_and_an_absent_one_is_named(tmp_path):

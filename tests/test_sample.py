@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from diffusers import LCMScheduler
 from PIL import Image
 from tiny import TINY_UNET
 
@@ -149,7 +150,8 @@ def test_a_sampler_by_name(run, sampler, options):
         (["--interpolate", "9" * 23, "2"], "torch takes 0 to 2**64 - 1"),
         (["--interpolate", "1", "2", "--num_images", "1"], "--num_images of at least 2"),
         (["--interpolate", "1", "2", "--image", "x.png"], "--interpolate takes no --image"),
-        (["--interpolate", "1", "2", "--sampler", "unipc"], "no --sampler"),
+        (["--interpolate", "1", "2", "--sampler", "unipc"], "no --image, --sampler"),
+        (["--interpolate", "1", "2", "--eta", "1"], "no --image, --sampler or --eta"),
         (["--prompt", "a", "--class_labels", "Bag"], "not allowed with argument"),
         (["--output", "grid.gif"], "--output grid.gif: give a file that ends in"),
         (["--sampler", "euler"], "invalid choice: 'euler'"),
@@ -179,3 +181,10 @@ def test_refuses_options(run, options, message, capsys):
 def test_refuses_values(run, options, message, capsys):
     assert run(*options, "--num_images", "1") == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_refuses_a_strip_of_a_student(tmp_path, capsys):
+    """Its scheduler has no DDIM steps: the message names the option that was typed."""
+    hub.save(DDPMImagePipeline(DDPMUNet2DModel(**TINY_UNET), LCMScheduler()), tmp_path)
+    assert sample.main([str(tmp_path), "--interpolate", "1", "2", "--num_images", "2"]) == 2
+    assert "--interpolate draws by DDIM, which the model's LCMScheduler is not" in capsys.readouterr().err

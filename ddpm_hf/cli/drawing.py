@@ -64,6 +64,8 @@ def draw(pipe, args, values: list | None) -> tuple[list[Image.Image], list[list[
     options |= {name: read_picture(getattr(args, name), pipe) for name in ("image", "mask_image")}
     latents = None
     if args.interpolate:
+        if "eta" not in pipe._step_takes:
+            raise ValueError(f"--interpolate draws by DDIM, which the model's {type(pipe.scheduler).__name__} is not.")
         steps = args.num_inference_steps or 50
         scale = 1.0 if args.guidance_scale is None else args.guidance_scale
         options |= {"num_inference_steps": steps, "eta": 0.0, "guidance_scale": scale}

@@ -53,9 +53,10 @@ def parse_args(args: list[str]) -> argparse.Namespace:
     if not 0 <= min(seeds) <= max(seeds) < 2**64:
         parser.error(f"seeds {min(seeds)} to {max(seeds)}: torch takes 0 to 2**64 - 1.")
     asked = options.prompt or options.class_labels or []
-    if options.interpolate and (options.image or options.sampler or options.num_images < 2 or len(asked) > 1):
+    has_own = options.image or options.sampler or options.eta is not None  # what --interpolate sets itself
+    if options.interpolate and (has_own or options.num_images < 2 or len(asked) > 1):
         parser.error(
-            "--interpolate takes no --image, no --sampler, one class or prompt at most, and --num_images of at least 2."
+            "--interpolate takes no --image, --sampler or --eta, one class or prompt at most, and --num_images of at least 2."
         )
     for name, suffixes in (("output", (".png", ".jpg")), ("gif", (".gif",))):
         path = getattr(options, name)

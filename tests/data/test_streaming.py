@@ -58,7 +58,7 @@ def test_stream_of_an_imagefolder(monkeypatch):
     flipping, plain = stream(IMAGEFOLDER), stream(IMAGEFOLDER)
     flipping.random_flip = True
     for x, y in itertools.islice(zip(flipping, plain), 24):
-        assert torch.equal(x["x_0"], y["x_0"].flip(-1) if is_flipped(1, x["position"].numpy()) else y["x_0"])
+        assert torch.equal(x["x_0"], y["x_0"].flip(-1) if is_flipped(1, x["position"][None].numpy()) else y["x_0"])
     with pytest.raises(ValueError, match="rank 14 of 15 gets no image"):
         next(iter(stream(IMAGEFOLDER, rank=14, num_ranks=15)))
     monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: "in a worker")
