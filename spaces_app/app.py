@@ -168,7 +168,11 @@ class App:
         self.metadata = read_metadata(self.folder)
         self.service = SamplingService(self.pipe, load_finest(self.folder, self.metadata, self.pipe))
         self.class_names = self.service.class_names
-        self.takes_pictures = self.service.shape[0] in (1, 3)
+        takes_whole = self.pipe.image_condition not in (
+            "grey",
+            "lower_resolution",
+        )  # the page fits pictures to the model
+        self.takes_pictures = self.service.shape[0] in (1, 3) and takes_whole
         self.name = Path(model_id).resolve().name if Path(model_id).is_dir() else model_id
 
     def words(self, asked: str | list[str] | None) -> dict[str, Any]:

@@ -372,6 +372,14 @@ def click(app, mode=space.NEW, asked=(), n=1, steps=2, sampler=service.OWN_SAMPL
     return viewer.get("value", viewer), *others
 
 
+@pytest.mark.parametrize(("kind", "offered"), [("lower_resolution", False), ("grey", False), ("masked", True)])
+def test_pictures_are_offered_where_the_model_takes_those_of_the_page(tmp_path, kind, offered):
+    """The page makes them as large and as colourful as the model's."""
+    unet = make_unet(in_channels=7, out_channels=3, num_class_embeds=None)
+    DDPMImagePipeline(unet, DDPMNoiseScheduler(), image_condition=kind).save_pretrained(tmp_path)
+    assert space.App(str(tmp_path)).takes_pictures == offered
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_any_saved_model(tmp_path, kind):
     """The page's own first click, its explanation and the API."""
