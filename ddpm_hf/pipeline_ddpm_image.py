@@ -345,6 +345,8 @@ class DDPMImagePipeline(DiffusionPipeline):
         named, is_imaged = (num_inference_steps, eta, solver_order, guidance_scale), self.image_condition is not None
         is_conditional = rows is not None or condition_image is not None or (is_imaged and image is not None)
         steps, eta, solver_order, guidance_scale = self.resolve_sampling(*named, is_conditional).values()
+        if negative_prompt is not None and not (self._takes_text and guidance_scale != 1):
+            raise ValueError(f"negative_prompt={negative_prompt!r} needs a model of text, a prompt and guidance.")
         callback_tensors = callback_on_step_end_tensor_inputs
         self._check_options(output_type, guidance_rescale, callback_tensors, num_resample)
         device = self._execution_device

@@ -587,6 +587,7 @@ def test_a_model_of_text_is_saved_with_its_encoder(of_text, tmp_path):
         ({"prompt": ["a cat", 3]}, "must be a text or a list of texts"),
         ({"prompt_embeds": torch.zeros(2, 5)}, r"prompt_embeds has shape \(2, 5\): the last size must be 16"),
         ({"guidance_scale": 3.0}, "guidance_scale=3.0 needs a prompt"),
+        ({"prompt": "a cat", "negative_prompt": "a dog"}, "negative_prompt='a dog' needs .* guidance"),
         ({"prompt": ["a cat", "a dog"], "batch_size": 3}, "batch_size=3.*'prompt': 2"),
     ],
 )
@@ -599,6 +600,8 @@ def test_refuses_text(of_text, words, message):
 def test_a_prompt_for_a_model_without_text(labelled, of_text):
     with pytest.raises(ValueError, match="prompt='a cat': this model was trained with class labels"):
         labelled(prompt="a cat")
+    with pytest.raises(ValueError, match="negative_prompt='a cat' needs a model of text"):
+        labelled(class_labels=1, guidance_scale=3.0, negative_prompt="a cat")
     with pytest.raises(ValueError, match="came without its text encoder"):
         DDPMImagePipeline(of_text.unet, of_text.scheduler)(prompt="a cat")
 

@@ -483,6 +483,10 @@ def _check_parts(pipeline: DDPMImagePipeline, data, config: TrainConfig) -> None
         columns = set(data[[0]])
     if missing := set(pipeline.takes) - columns:
         raise ValueError(f"data has {sorted(columns)}: this pipeline is trained with {', '.join(missing)} as well.")
+    if pipeline.image_condition and data.image_condition not in (None, pipeline.image_condition):
+        raise ValueError(
+            f"data has image_condition={data.image_condition!r}: this pipeline takes {pipeline.image_condition!r}."
+        )
     num_channels, num_classes = pipeline.num_channels, len(data.class_names or ())
     if data.num_channels != num_channels:
         raise ValueError(f"data has images of {data.num_channels} channels: this network takes {num_channels}.")

@@ -390,6 +390,14 @@ def test_parts_that_do_not_go_together_are_refused(tmp_path, parts, data, messag
         training.Trainer(pipeline, ImageDataset(*data), simple, tiny(tmp_path))
 
 
+def test_condition_images_of_another_kind_are_refused(tmp_path):
+    pipeline, data = tiny_pipeline(labels=None, sample_size=28, in_channels=3), ImageDataset(IMAGES)
+    pipeline = DDPMImagePipeline(pipeline.unet, pipeline.scheduler, image_condition="masked")
+    data.image_condition = "lower_resolution"  # of the same shape
+    with pytest.raises(ValueError, match="data has image_condition='lower_resolution': this pipeline takes 'masked'"):
+        training.Trainer(pipeline, data, simple, tiny(tmp_path))
+
+
 def test_labels_are_dropped_by_the_run_alone(tmp_path):
     """DiT's own dropout of labels, a tenth in each block, would come on top of label_dropout."""
     shape = dict(sample_size=28, patch_size=4, in_channels=1, out_channels=1, num_layers=1, num_attention_heads=1)
