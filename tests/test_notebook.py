@@ -40,7 +40,7 @@ def test_it_runs_from_start_to_end(notebook, monkeypatch):
     monkeypatch.setenv("TRAIN_STEPS", "40")
     monkeypatch.setenv("FASHION_MNIST_DIR", str(ASSETS / "idx"))
     shown = [num_pictures(cell) for cell in code_cells(notebook)]
-    NotebookClient(notebook, timeout=170, kernel_name="python3").execute()  # raises with the cell's traceback
+    NotebookClient(notebook, timeout=600, kernel_name="python3").execute()  # raises with the cell's traceback
     if "No text model here" in all_text(notebook):
         shown[-1] = 0
     assert [num_pictures(cell) for cell in code_cells(notebook)] == shown and sum(shown) >= 14
