@@ -4,6 +4,7 @@ import copy
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import set_seed
@@ -56,8 +57,9 @@ def find_start(config: TrainConfig) -> Start:
             raise ValueError(
                 f"init_from={config.init_from!r} has sample_size={size!r}: it must be the pixels of a side."
             )
-        text, sampling = source.text_encoder and source.text_encoder.name_or_path, source.sampling
-        options = {"network": type(source.unet), "text_encoder": text, "image_condition": source.image_condition}
+        text, sampling = source.text_encoder and _name(source.text_encoder), source.sampling
+        options: dict[str, Any] = {"network": type(source.unet), "text_encoder": text}
+        options |= {"image_condition": source.image_condition}
         options |= {"sampling": sampling} if sampling else {}
         preset = preset_of(*configs, FINE_TUNING, **options)
     preset = config.choose(preset)
@@ -94,9 +96,11 @@ def make_pipeline(start: Start, class_names: list[str] | None, config: TrainConf
     if id2label and issubclass(network, UNet2DModel):
         unet_config["num_class_embeds"] = len(id2label) + 1
     sampling = _sampling(preset, config, bool(id2label or preset.text_encoder))
-    text = hub.load_text_encoder(preset.text_encoder) if preset.text_encoder else {}
+    text = {}
     if start.source and start.source.text_encoder is not None:
         text = {"text_encoder": start.source.text_encoder, "tokenizer": start.source.tokenizer}
+    elif preset.text_encoder:
+        text = hub.load_text_encoder(preset.text_encoder)
     set_seed(config.seed)
     unet = network.from_config(unet_config)
     scheduler = DDPMNoiseScheduler.from_config(preset.scheduler)
@@ -121,6 +125,11 @@ def _sampling(preset: Preset, config: TrainConfig, is_conditional: bool) -> dict
         why = "the network has no condition" if not is_conditional else "a student of few steps draws without"
         logger.warning(f"guidance_scale={asked} is not used: {why}.")
     return sampling | ({"guidance_scale": own if asked is None else asked} if is_conditional else {})
+
+
+def _name(text_encoder) -> str:
+    """By which the cache of embedded captions knows it."""
+    return getattr(text_encoder.config, "hub_id", text_encoder.name_or_path)
 
 
 def _check_shapes(pipeline: DDPMImagePipeline) -> None:

@@ -656,3 +656,14 @@ def test_a_model_of_text_trains_on_captions(tmp_path, monkeypatch, text_parts):
     pipe = hub.load(tmp_path / "run")
     images = pipe(prompt=["a cat", "a dog"], guidance_scale=2.0, num_inference_steps=2, output_type="pt").images
     assert images.shape == (2, 1, 28, 28)
+    monkeypatch.delattr("ddpm_hf.hub.load_text_encoder")  # the source has its own
+    tuned = make_trainer(
+        tiny(
+            tmp_path,
+            preset=None,
+            init_from=str(tmp_path / "run"),
+            output_dir=str(tmp_path / "tuned"),
+            dataset=str(photos),
+        )
+    )
+    assert tuned.pipeline.takes == ("prompt_embeds",)
