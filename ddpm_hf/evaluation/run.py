@@ -299,7 +299,8 @@ class Evaluation:
         """What the outputs of the model depend on."""
         parts = (self.pipeline.unet.config, scheduler.config)
         configs = [{name: value for name, value in part.items() if name[0] != "_"} for part in parts]
-        return self.weights, *configs, type(scheduler).__name__, self.config.mixed_precision
+        encoder = self.pipeline.text_encoder and fingerprint(self.pipeline.text_encoder)
+        return self.weights, encoder, *configs, type(scheduler).__name__, self.config.mixed_precision
 
     # ------------------------------------------------------------------ figures
 

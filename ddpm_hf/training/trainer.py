@@ -55,6 +55,8 @@ from .start import Start, find_data, find_start, make_pipeline
 
 logger = logging.getLogger(__name__)
 
+NOISE = "SplitMix64"  # the generator of keys.py: the same seed draws other noise from another
+
 
 def train(config: TrainConfig, objective: Objective | None = None) -> Path:
     """Run `config` to its end, or to a SIGTERM or Ctrl-C, after which `resume=True` goes on. Returns the run's folder.
@@ -377,7 +379,7 @@ class Trainer:
             limit, seconds = self.config.checkpoints_total_limit, time.perf_counter() - self.began
             facts = {"data": self.data.fingerprint, "parameters": self.parameter_names, "seconds": seconds}
             facts |= {"seed": self.config.seed, "hardware": describe_hardware(self.accelerator)}
-            facts |= {"teacher": self.teacher}
+            facts |= {"teacher": self.teacher, "noise": NOISE}
             checkpoints.commit(self.folder, self.step, limit, total_batch_size=self.total_batch_size, **facts)
         accelerator.wait_for_everyone()
 
@@ -428,6 +430,8 @@ class Trainer:
         self.accelerator.step = 0  # its count of forward passes: a step begins here, whatever the accumulation was
         self._follow_config()
         self._say(f"Resumed from {checkpoint}.")
+        if manifest.get("noise") != NOISE:
+            self._say("An earlier version of ddpm_hf wrote it: from here on the run draws other noise than that version would.")
         if manifest.get("hardware", hardware := describe_hardware(self.accelerator)) != hardware:
             self._say(f"It was written on {manifest['hardware']}: on {hardware} the same steps can round differently.")
         return manifest["step"], time.perf_counter() - manifest.get("seconds", 0.0)

@@ -493,6 +493,17 @@ def test_a_checkpoint_with_its_parameters_in_another_order_is_refused(tmp_path):
             make_trainer(tiny(tmp_path, resume=True))
 
 
+def test_a_checkpoint_of_an_earlier_version_says_that_the_noise_is_another(tmp_path, capsys):
+    manifest = train(tiny(tmp_path, max_train_steps=1)) / "checkpoints" / "step-1" / "state" / "manifest.json"
+    make_trainer(tiny(tmp_path, resume=True))
+    assert "draws other noise" not in str(capsys.readouterr())
+    facts = json.loads(manifest.read_text())
+    del facts["noise"]
+    manifest.write_text(json.dumps(facts))
+    make_trainer(tiny(tmp_path, resume=True))
+    assert "draws other noise" in str(capsys.readouterr())
+
+
 def test_a_lone_rank_of_a_larger_launch_is_refused(tmp_path, monkeypatch):
     for name, value in {"MASTER_PORT": "29500", "ACCELERATE_MIXED_PRECISION": "no"}.items():
         monkeypatch.setenv(name, value)  # what `accelerate launch --cpu --num_processes 2` leaves its one process
