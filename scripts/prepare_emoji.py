@@ -97,8 +97,23 @@ def held_out_names(pictures: list[tuple[Path, dict]]) -> set[str]:
     return {name for name, group in groups.items() if min(group) in held_out}
 
 
-def write(folder: Path, pictures: list[tuple[Path, dict]]) -> None:
+def of_one_tone(pictures: list[tuple[Path, dict]]) -> list[tuple[Path, dict]]:
+    """The pictures without those that differ in skin tones alone: of these, one of each source and name, chosen by its hash."""
+    kept, tones = [], defaultdict(list)
+    for path, row in pictures:
+        (tones[row["source"], row["name"]] if "skin tone" in row["text"][0] else kept).append((path, row))
+    by_hash = {
+        name: min(rows, key=lambda item: hashlib.sha256(item[1]["file_name"].encode()).hexdigest())
+        for name, rows in tones.items()
+    }
+    return kept + list(by_hash.values())
+
+
+def write(folder: Path, pictures: list[tuple[Path, dict]], one_tone: bool) -> None:
     held_out = held_out_names(pictures)
+    if one_tone:
+        chosen = {row["file_name"] for _, row in of_one_tone(pictures)}
+        pictures = [(path, row) for path, row in pictures if row["name"] in held_out or row["file_name"] in chosen]
     for split in ("train", "test"):
         (folder / split).mkdir(parents=True)
         with open(folder / split / "metadata.jsonl", "w") as metadata:
@@ -113,14 +128,22 @@ def write(folder: Path, pictures: list[tuple[Path, dict]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where to; must not exist yet")
-    folder = parser.parse_args().folder
+    parser.add_argument(
+        "--one_tone", action="store_true", help="train on one skin tone of each picture: objects are a larger part"
+    )
+    args = parser.parse_args()
+    folder = args.folder
     try:
         if folder.exists():
             raise FileExistsError(f"folder={str(folder)!r} exists already: remove it, or choose another")
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
             packages = install(Path(temporary))
-            write(Path(temporary, "emoji"), [row for package in packages.items() for row in read(*package)])
+            write(
+                Path(temporary, "emoji"),
+                [row for package in packages.items() for row in read(*package)],
+                args.one_tone,
+            )
             Path(temporary, "emoji").rename(folder)  # complete, or not there
     except OSError as error:
         sys.exit(f"{parser.prog}: {error}.")
