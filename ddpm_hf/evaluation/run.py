@@ -10,7 +10,7 @@ metrics.json, the dict that `evaluate` returns:
     spreads      name -> standard error: how much the value would vary with other samples, as many (of bits_per_dim: other images, noise and t)
     unavailable  metric -> why it could not be measured
     details      what does not fit one number: terms of bits_per_dim, accuracy_of_class and its floors, seconds_per_image of sampling
-    sweep        with --sweep: a list of {sampler, num_inference_steps, seconds_per_image, fid, spread}
+    sweep        with --sweep: a list of {sampler, num_inference_steps, evaluations (of the network), seconds_per_image, fid, spread}
     settings     every option with its resolved value, the model and a hash of its weights, fingerprints and sizes of the data, versions, ...
     seconds      phase -> wall time of this call; what came out of the cache took none
     command      what repeats it: as it was typed, and the options that it did not name
@@ -333,9 +333,9 @@ class Evaluation:
                 self._add_figures(found := {"metrics": {}, "floors": result["floors"], "spreads": {}}, measured, real)
                 figures = {"fid": found["metrics"]["fid"], "spread": found["spreads"]["fid"]}
                 steps = sampling["num_inference_steps"]
-                points.append(
-                    {"sampler": sampler, "num_inference_steps": steps, "seconds_per_image": seconds} | figures
-                )
+                evaluations = steps * (1 if sampling["guidance_scale"] == 1 else 2)
+                point = {"sampler": sampler, "num_inference_steps": steps, "evaluations": evaluations}
+                points.append(point | {"seconds_per_image": seconds} | figures)
                 tqdm.write(f"{sampler}, {steps} steps: FID {figures['fid']:.4g}, {seconds:.3g} s per image")
         return points
 

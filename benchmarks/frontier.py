@@ -1,0 +1,52 @@
+"""FID against evaluations of the network: sweeps of scripts/evaluate.py, of a teacher and its student, in one picture.
+
+    python scripts/evaluate.py checkpoints/ddpm-fashion-mnist-fast --num_images 2000 --sweep own:1 own:2 own:4 --output fast/metrics.json
+    python scripts/evaluate.py checkpoints/ddpm-fashion-mnist --num_images 2000 --sweep dpmsolver++:4 dpmsolver++:8 dpmsolver++:12 own:25 \
+        --output teacher/metrics.json
+    python benchmarks/frontier.py fast/metrics.json teacher/metrics.json --output docs/frontier.png
+
+A step under guidance evaluates the network twice.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "sweeps", nargs="+", type=Path, help="metrics.json of evaluate.py --sweep, of as many images each"
+    )
+    parser.add_argument("--output", type=Path, default=Path("frontier.png"), help="the picture")
+    options = parser.parse_args()
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    results = [json.loads(path.read_text()) for path in options.sweeps]
+    for result in results:
+        points, model = result["sweep"], Path(result["settings"]["model"]).name
+        for sampler in dict.fromkeys(point["sampler"] for point in points):
+            of_sampler = [point for point in points if point["sampler"] == sampler]
+            x, y, errors = zip(*((p["evaluations"], p["fid"], p["spread"]) for p in of_sampler))
+            axes.errorbar(x, y, errors, marker="o", capsize=3, label=f"{model}, {sampler}")
+            for point in of_sampler:
+                axes.annotate(
+                    f"{point['fid']:.2f}", (point["evaluations"], point["fid"]), (4, 4), textcoords="offset points"
+                )
+    axes.axhline(results[0]["floors"]["fid"], color="grey", linestyle="--", label="floor: real test images")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="evaluations of the network",
+        ylabel=f"FID, n = {results[0]['settings']['num_images']:,}",
+    )
+    axes.set_xticks([1, 2, 4, 8, 16, 24, 50], ["1", "2", "4", "8", "16", "24", "50"], minor=False)
+    axes.minorticks_off()
+    axes.legend(fontsize=8)
+    figure.savefig(options.output, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
