@@ -1,10 +1,8 @@
 """FID against evaluations of the network: sweeps of scripts/evaluate.py, of a teacher and its student, in one picture.
 
-    python scripts/evaluate.py checkpoints/ddpm-fashion-mnist-fast --num_images 2000 --sweep own:1 own:2 own:4 --output fast/metrics.json
-    python scripts/evaluate.py checkpoints/ddpm-fashion-mnist --num_images 2000 --sweep dpmsolver++:4 dpmsolver++:8 dpmsolver++:12 own:25 \
-        --output teacher/metrics.json
-    python benchmarks/frontier.py fast/metrics.json teacher/metrics.json --output docs/frontier.png
+    python benchmarks/frontier.py benchmarks/frontier/fast.json benchmarks/frontier/teacher.json --output docs/frontier.png
 
+Each file holds the command that made it.
 A step under guidance evaluates the network twice.
 """
 
