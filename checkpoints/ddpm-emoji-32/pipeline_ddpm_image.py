@@ -1,0 +1,1 @@
+../../ddpm_hf/pipeline_ddpm_image.py

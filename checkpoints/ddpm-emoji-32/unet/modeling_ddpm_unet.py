@@ -1,0 +1,1 @@
+../../../ddpm_hf/modeling_ddpm_unet.py
