@@ -99,7 +99,8 @@ def held_out_names(pictures: list[tuple[Path, dict]]) -> set[str]:
 
 def of_one_tone(pictures: list[tuple[Path, dict]]) -> list[tuple[Path, dict]]:
     """The pictures without those that differ in skin tones alone: of these, one of each source and name, chosen by its hash."""
-    kept, tones = [], defaultdict(list)
+    kept: list[tuple[Path, dict]] = []
+    tones: dict[tuple, list] = defaultdict(list)
     for path, row in pictures:
         (tones[row["source"], row["name"]] if "skin tone" in row["text"][0] else kept).append((path, row))
     by_hash = {

@@ -431,7 +431,9 @@ class Trainer:
         self._follow_config()
         self._say(f"Resumed from {checkpoint}.")
         if manifest.get("noise") != NOISE:
-            self._say("An earlier version of ddpm_hf wrote it: from here on the run draws other noise than that version would.")
+            self._say(
+                "An earlier version of ddpm_hf wrote it: from here on the run draws other noise than that version would."
+            )
         if manifest.get("hardware", hardware := describe_hardware(self.accelerator)) != hardware:
             self._say(f"It was written on {manifest['hardware']}: on {hardware} the same steps can round differently.")
         return manifest["step"], time.perf_counter() - manifest.get("seconds", 0.0)
