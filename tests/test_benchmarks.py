@@ -93,8 +93,8 @@ def test_peers_that_are_not_there_are_named(tmp_path, monkeypatch):
     assert list(skipped) == ["training: train_unconditional", "training: denoising-diffusion-pytorch"]
 
 
-def test_the_readme_says_what_autograd_keeps_of_an_image():
+def test_the_docs_say_what_autograd_keeps_of_an_image():
     """A and A' of the cifar10 preset, in the MB of its table."""
-    readme = (BENCHMARKS.parent / "README.md").read_text()
+    readme = (BENCHMARKS.parent / "docs" / "scale.md").read_text()
     told = [float(value) for value in re.search(r"\| `cifar10` \|[^|]*\| ([\d.]+), ([\d.]+) MB", readme).groups()]
     assert [kept / 1e6 for kept in kept_of_an_image("cifar10")] == pytest.approx(told, rel=0.03)
