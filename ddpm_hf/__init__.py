@@ -23,8 +23,7 @@ _FILES = {
 
 __getattr__ = lazy_names(__name__, _FILES)
 
-for _file in (
-    _FILES.values()
-):  # a saved model names its parts by their files, which diffusers' AutoModel looks for in sys.modules
+# A saved model names its parts by their files, which diffusers' AutoModel looks for in sys.modules.
+for _file in _FILES.values():
     sys.modules[_file] = ModuleType(_file)
     vars(sys.modules[_file])["__getattr__"] = __getattr__

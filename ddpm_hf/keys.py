@@ -11,7 +11,8 @@ import functools
 import numpy as np
 import torch
 
-# SplitMix64's constants, as int64.
+GENERATOR = "SplitMix64"  # in a checkpoint's manifest: from another generator the same seed draws other noise
+# Its constants, as int64.
 GAMMA = 0x9E3779B97F4A7C15 - 2**64
 FACTORS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 

@@ -83,6 +83,7 @@ class Evaluation:
         self.pipeline.unet.eval().to(memory_format=torch.channels_last)
         self.pipeline.set_progress_bar_config(disable=True)
         self.scheduler_config, self.weights = self.pipeline.scheduler.config, fingerprint(self.pipeline.unet)
+        self.encoder = self.pipeline.text_encoder and fingerprint(self.pipeline.text_encoder)
         config = config.with_data_of(Path(self.pipeline.config["_name_or_path"]))
         self.train, self.test = (self._load_data(config, split) for split in ("train", "test"))
         self._check_data(config)
@@ -116,7 +117,7 @@ class Evaluation:
         options["image_condition"] = self.pipeline.image_condition
         data: Any = load_image_dataset(config.dataset, split=split, **options)
         if is_text:
-            data.embed_captions(self.pipeline.embed_prompts, fingerprint(self.pipeline.text_encoder))
+            data.embed_captions(self.pipeline.embed_prompts, self.encoder)
         return data
 
     def _check_data(self, config: EvaluationConfig) -> None:
@@ -299,8 +300,7 @@ class Evaluation:
         """What the outputs of the model depend on."""
         parts = (self.pipeline.unet.config, scheduler.config)
         configs = [{name: value for name, value in part.items() if name[0] != "_"} for part in parts]
-        encoder = self.pipeline.text_encoder and fingerprint(self.pipeline.text_encoder)
-        return self.weights, encoder, *configs, type(scheduler).__name__, self.config.mixed_precision
+        return self.weights, self.encoder, *configs, type(scheduler).__name__, self.config.mixed_precision
 
     # ------------------------------------------------------------------ figures
 

@@ -35,7 +35,7 @@ from tqdm.auto import tqdm
 from .. import hub
 from ..data import SampleOrder, StreamedImages, collate_batch, load_image_dataset
 from ..hardware import describe_hardware
-from ..keys import draw, dropout_seed
+from ..keys import GENERATOR, draw, dropout_seed
 from ..objective import Objective, drop_condition, make_objective
 from ..pipeline_ddpm_image import DDPMImagePipeline
 from ..scheduling_ddpm_noise import DDPMNoiseScheduler
@@ -54,8 +54,6 @@ from .launch import (
 from .start import Start, find_data, find_start, make_pipeline
 
 logger = logging.getLogger(__name__)
-
-NOISE = "SplitMix64"  # the generator of keys.py: the same seed draws other noise from another
 
 
 def train(config: TrainConfig, objective: Objective | None = None) -> Path:
@@ -379,7 +377,7 @@ class Trainer:
             limit, seconds = self.config.checkpoints_total_limit, time.perf_counter() - self.began
             facts = {"data": self.data.fingerprint, "parameters": self.parameter_names, "seconds": seconds}
             facts |= {"seed": self.config.seed, "hardware": describe_hardware(self.accelerator)}
-            facts |= {"teacher": self.teacher, "noise": NOISE}
+            facts |= {"teacher": self.teacher, "noise": GENERATOR}
             checkpoints.commit(self.folder, self.step, limit, total_batch_size=self.total_batch_size, **facts)
         accelerator.wait_for_everyone()
 
@@ -430,7 +428,7 @@ class Trainer:
         self.accelerator.step = 0  # its count of forward passes: a step begins here, whatever the accumulation was
         self._follow_config()
         self._say(f"Resumed from {checkpoint}.")
-        if manifest.get("noise") != NOISE:
+        if manifest.get("noise") != GENERATOR:
             self._say(
                 "An earlier version of ddpm_hf wrote it: from here on the run draws other noise than that version would."
             )
