@@ -23,6 +23,7 @@ import torch
 import yaml
 from huggingface_hub import errors as hub_errors
 from huggingface_hub import snapshot_download
+from safetensors.torch import load_file
 
 from .. import __version__
 from ..pipeline_ddpm_image import DDPMImagePipeline
@@ -90,9 +91,8 @@ def _stage(pipeline, staging: Path, folder: Path, samples, texts: dict[str, str]
     pipeline.save_pretrained(staging)
     weights = files.list_files(staging, files.WEIGHTS)
     for source in (folder, Path(pipeline.config.get("_name_or_path") or folder)):
-        if filecmp.cmpfiles(staging, source, weights, shallow=False)[0] == weights:  # they were saved there before
-            kept = files.list_files(source, (*files.EXTRAS, *files.WEIGHTS))
-            files.copy_files(source, staging, set(kept) - set(weights))
+        if all(_holds(source / name, staging / name) for name in weights):  # they were saved there before
+            files.copy_files(source, staging, files.list_files(source, (*files.EXTRAS, *files.WEIGHTS)))
             break
     if samples is not None:
         samples.save(staging / "samples.png")
@@ -105,6 +105,21 @@ def _stage(pipeline, staging: Path, folder: Path, samples, texts: dict[str, str]
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
+
+
+def _holds(saved: Path, new: Path) -> bool:
+    """Whether `saved` has the weights of `new`: byte for byte, or in a narrower dtype, which loading widens to float32."""
+    if not saved.is_file():
+        return False
+    if filecmp.cmp(saved, new, shallow=False):
+        return True
+    if new.suffix != ".safetensors":
+        return False
+    found, expected = load_file(saved), load_file(new)
+    return found.keys() == expected.keys() and all(
+        torch.promote_types(x.dtype, y.dtype) == y.dtype and torch.equal(x.to(y.dtype), y)
+        for x, y in zip(found.values(), map(expected.get, found))
+    )
 
 
 def _finish_save(folder: Path) -> None:

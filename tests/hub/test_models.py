@@ -56,6 +56,25 @@ def test_save_load_save_changes_nothing(saved_once, tmp_path):
     assert tree(tmp_path / "d") == tree(tmp_path / "c")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_save_load_save_keeps_half_precision(saved, dtype):
+    """Loading widens to float32, saving does not: the file, the samples and the record of the training stay."""
+    figures = {name: (saved / name).read_bytes() for name in ("samples.png", "train_results.json", "metrics.json")}
+    pipe = hub.load(saved)
+    pipe.unet.to(dtype)
+    hub.save(pipe, saved)
+    for name, data in figures.items():
+        (saved / name).write_bytes(data)
+    first = tree(saved)
+    again = hub.load(saved)
+    assert again.unet.dtype == torch.float32
+    hub.save(again, saved)
+    assert tree(saved) == first
+    next(again.unet.parameters()).data.mul_(1 + 2**-20)  # a difference that the narrow dtype cannot hold
+    hub.save(again, saved)
+    assert load_file(saved / WEIGHTS).popitem()[1].dtype == torch.float32 and not (saved / "samples.png").exists()
+
+
 def test_nothing_saved_names_this_machine(tmp_path):
     hub.save(tiny_pipeline(), tmp_path / "a")
     options = {
