@@ -6,13 +6,14 @@ Used by `training` and `evaluation`, and by their configs for defaults; `trainin
 import os
 
 import torch
+from accelerate import Accelerator, PartialState
 from accelerate.utils import parse_flag_from_env
 
 from .pipeline_ddpm_image import has_bfloat16
 
 
-def use_own_cores(state) -> None:
-    """On a CPU, let this rank use its share of the cores. `state`: an Accelerator or a PartialState."""
+def use_own_cores(state: Accelerator | PartialState) -> None:
+    """On a CPU, let this rank use its share of the cores."""
     if state.device.type == "cpu":
         torch.set_num_threads(max(num_cores() // state.num_processes, 1))
 
@@ -32,7 +33,7 @@ def default_precision() -> str:
     return "no" if asked == "bf16" and not has_bfloat16(device) else asked
 
 
-def describe_hardware(state) -> str:
+def describe_hardware(state: Accelerator | PartialState) -> str:
     """What a launch runs on, e.g. "2 CPU cores" or "8 x NVIDIA H100 80GB HBM3"."""
     if state.device.type == "cpu":
         return f"{num_cores()} CPU core{'s' * (num_cores() > 1)}"

@@ -7,9 +7,12 @@ whole batches of int64, which gives the same bits on every device.
 """
 
 import functools
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+
+Bits = TypeVar("Bits", np.ndarray, torch.Tensor)  # int64
 
 GENERATOR = "SplitMix64"  # in a checkpoint's manifest: from another generator the same seed draws other noise
 # Its constants, as int64.
@@ -21,12 +24,12 @@ LOW = 2**32 - 1
 HALF = torch.tensor(2**-32, dtype=torch.float64)
 
 
-def outputs(keys, numbers):
+def outputs(keys: Bits, numbers: Bits) -> Bits:
     """The outputs of these numbers of the generators with these keys, 64 bits each: int64 arrays or tensors, which broadcast. Products wrap."""
     return _mixed(keys + numbers * GAMMA)
 
 
-def _mixed(z):
+def _mixed(z: Bits) -> Bits:
     """SplitMix64's finaliser, in place."""
     for shift, factor in zip((30, 27), FACTORS):
         z ^= _shifted(z, shift)
@@ -35,7 +38,7 @@ def _mixed(z):
     return z
 
 
-def _shifted(z, shift: int):
+def _shifted(z: Bits, shift: int) -> Bits:
     high = z >> shift
     high &= 2 ** (64 - shift) - 1  # int64 shifts its sign in
     return high
@@ -52,7 +55,7 @@ def below(limits: int | np.ndarray, bits: np.ndarray) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=8)
-def _increments(count: int, device: torch.device):
+def _increments(count: int, device: torch.device) -> np.ndarray | torch.Tensor:
     """`count` increments of the state from the first: an array for the CPU, where numpy's loops are faster, or a tensor."""
     increments = np.arange(1, count + 1) * GAMMA
     return increments if device.type == "cpu" else torch.from_numpy(increments).to(device, non_blocking=True)
@@ -64,8 +67,8 @@ def normal(keys: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     They are made in float64, by the inverse of the normal distribution at 32 bits, so that devices differ in float32's last bit at most.
     """
     size, states = like[0].numel(), keys[:, None]
-    increments = _increments((size + 1) // 2, like.device)
-    bits = _mixed((states.numpy() if like.device.type == "cpu" else states) + increments)
+    first: Any = states.numpy() if like.device.type == "cpu" else states  # as the increments are
+    bits = _mixed(first + _increments((size + 1) // 2, like.device))
     noise = torch.as_tensor(bits).view(torch.int32)[:, :size].double()
     noise = torch.add(HALF, noise, alpha=2**-31)  # uniform in (-1, 1), in one operation
     return torch.empty_like(like).copy_(noise.erfinv_().mul_(2**0.5).view(like.shape))

@@ -16,12 +16,17 @@ exact.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 
 from .keys import draw_positions, keys_of, normal, outputs
+from .scheduling_ddpm_noise import DDPMNoiseScheduler
+
+# (x_t, t, condition, network=None) -> the network's output, as `DDPMImagePipeline.denoise`
+Denoise = Callable[..., torch.Tensor]
 
 
 @dataclass
@@ -73,8 +78,8 @@ class Bound:
 
 @torch.no_grad()
 def variational_bound(
-    denoise,
-    scheduler,
+    denoise: Denoise,
+    scheduler: DDPMNoiseScheduler,
     x_0: torch.Tensor,
     indices: torch.Tensor,
     condition: dict[str, torch.Tensor] | None = None,
@@ -85,8 +90,8 @@ def variational_bound(
     """The bound of one batch under a network and the chain of `scheduler`.
 
     Args:
-        denoise: denoise(x_t, t, condition) -> the network's output, as `DDPMImagePipeline.denoise`; put the network in eval mode first.
-        scheduler: a DDPMNoiseScheduler; clipping of x_0 (as in the paper) and the variance of p are as configured.
+        denoise: as `DDPMImagePipeline.denoise`; put the network in eval mode first.
+        scheduler: clipping of x_0 (as in the paper) and the variance of p are as configured.
         x_0: 8-bit images in [-1, 1], float (B, C, H, W). Their values are checked where they are: on the CPU that waits for no accelerator.
         indices: each image's number in its data set, int64 (B,) on the CPU: with `seed` the key of its noise.
         condition: keyword tensors of the network, batch first, as `DDPMImagePipeline.encode` makes them.
@@ -142,7 +147,11 @@ def split_chain(length: int, num_timesteps: int | None = None) -> list[range]:
 
 
 def bound_term(
-    scheduler, model_output: torch.Tensor, x_0: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor
+    scheduler: DDPMNoiseScheduler,
+    model_output: torch.Tensor,
+    x_0: torch.Tensor,
+    x_t: torch.Tensor,
+    timesteps: torch.Tensor,
 ) -> torch.Tensor:
     """L_{t-1}, or L_0 at the chain's last timestep, of each image: float64 (B,) bits/dim, differentiable in `model_output`.
 
@@ -163,7 +172,7 @@ def bound_term(
     return _bits_per_dim(torch.where(is_last, decoder, kl))
 
 
-def prior_term(scheduler, x_0: torch.Tensor) -> torch.Tensor:
+def prior_term(scheduler: DDPMNoiseScheduler, x_0: torch.Tensor) -> torch.Tensor:
     """L_T of each image: (B,) bits per dimension; 0 for a chain that ends in noise."""
     mean, variance = scheduler.q_mean_variance(x_0, scheduler.timesteps[0].to(x_0.device, non_blocking=True))
     return _bits_per_dim(normal_kl(mean, variance.log(), torch.zeros_like(mean), torch.zeros_like(variance)))

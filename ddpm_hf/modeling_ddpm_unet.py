@@ -14,18 +14,19 @@ because it is copied into every saved model.
 import inspect
 import json
 import math
+import os
 import reprlib
 import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import UnionType
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import torch
 import torch.nn.functional as F
 from diffusers import ModelMixin, UNet2DModel
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import FrozenDict, register_to_config
 from diffusers.models.activations import get_activation
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
@@ -219,7 +220,14 @@ class UNetBlock(nn.Module):
 class DownBlock2D(UNetBlock):
     """x (B, in, H, W) -> (B, out, H/2, W/2), or (B, out, H, W) if downsample is None; and the output of each layer, the skips."""
 
-    def __init__(self, in_channels, out_channels: int, resnet, attention, downsample: Callable | None):
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        out_channels: int,
+        resnet: Callable,
+        attention: Callable | None,
+        downsample: Callable | None,
+    ):
         super().__init__(in_channels, out_channels, resnet, attention)
         self.downsamplers = nn.ModuleList([downsample(out_channels, out_channels)] if downsample else [])
 
@@ -237,7 +245,14 @@ class DownBlock2D(UNetBlock):
 class UpBlock2D(UNetBlock):
     """x (B, in, H, W) and a skip for each layer, the last first -> (B, out, 2H, 2W), or (B, out, H, W) if upsample is None."""
 
-    def __init__(self, in_channels, out_channels: int, resnet, attention, upsample: Callable | None):
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        out_channels: int,
+        resnet: Callable,
+        attention: Callable | None,
+        upsample: Callable | None,
+    ):
         super().__init__(in_channels, out_channels, resnet, attention)
         self.upsamplers = nn.ModuleList([upsample(out_channels, out_channels)] if upsample else [])
 
@@ -252,7 +267,7 @@ class UpBlock2D(UNetBlock):
 class UNetMidBlock2D(UNetBlock):
     """Residual block, attention, residual block, the output of each divided by `scale`: (B, C, H, W) -> the same."""
 
-    def __init__(self, channels: int, resnet, attention, scale: float):
+    def __init__(self, channels: int, resnet: Callable, attention: Callable | None, scale: float):
         super().__init__([channels], channels, resnet, attention)
         self.resnets.append(resnet(channels, channels))
         self.scale = scale
@@ -504,7 +519,7 @@ class DDPMUNet2DModel(UNet2DModel):
             if value is not None and value.shape not in (shape, (1, *shape), (batch_size, *shape)):
                 raise ValueError(f"{name} of shape {tuple(value.shape)}: expected {(batch_size, *shape)}.")
 
-    def _refuse_attention_backend(self, backend: bool | str = True, *args, **kwargs) -> None:
+    def _refuse_attention_backend(self, backend: bool | str = True, *args: Any, **kwargs: Any) -> None:
         """Attention is torch's scaled_dot_product_attention ("native"), which picks a kernel itself. Other backends are refused."""
         if backend not in (False, "native"):
             raise ValueError(
@@ -515,7 +530,7 @@ class DDPMUNet2DModel(UNet2DModel):
     set_attention_backend = set_use_memory_efficient_attention_xformers = _refuse_attention_backend
     set_use_npu_flash_attention = set_use_xla_flash_attention = _refuse_attention_backend
 
-    def save_config(self, save_directory, push_to_hub: bool = False, **kwargs) -> None:
+    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write config.json with this very file beside it, so that the folder loads where ddpm_hf is not installed."""
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         code = Path(save_directory) / Path(__file__).name
@@ -534,7 +549,7 @@ class DDPMUNet2DModel(UNet2DModel):
 # ---------------------------------------------------------------------- checks of a config
 
 
-def _check(c) -> None:
+def _check(c: FrozenDict) -> None:
     """Raise a ValueError for values that are not of the types of `__init__`, that do not fit together, or that make a giant model."""
     kinds = {name: parameter.annotation for name, parameter in inspect.signature(DDPMUNet2DModel).parameters.items()}
     for name, kind in kinds.items():
@@ -568,7 +583,7 @@ def _check(c) -> None:
             raise ValueError(f"{given}: {size} parameters, expected at most {MAX_PARAMETERS}.")
 
 
-def _is(value, kind) -> bool:
+def _is(value: Any, kind: Any) -> bool:
     """Whether a value is of a type of `__init__`. JSON's lists count as tuples."""
     kinds = get_args(kind)
     if get_origin(kind) is Literal:

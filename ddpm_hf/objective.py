@@ -18,12 +18,15 @@ Everything but the network runs in float32, whatever the autocast dtype. `keys` 
 import copy
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from diffusers import LCMScheduler
 from diffusers.training_utils import compute_snr
 
-from .likelihood import bound_term
+from .likelihood import Denoise, bound_term
+from .pipeline_ddpm_image import Condition, DDPMImagePipeline
+from .scheduling_ddpm_noise import DDPMNoiseScheduler
 
 Objective = Callable[..., torch.Tensor]
 
@@ -31,7 +34,16 @@ Objective = Callable[..., torch.Tensor]
 VLB_WEIGHT = 0.001
 
 
-def simple(denoise, scheduler, x_0, t, noise, condition, *, snr_gamma: float = 0.0) -> torch.Tensor:
+def simple(
+    denoise: Denoise,
+    scheduler: DDPMNoiseScheduler,
+    x_0: torch.Tensor,
+    t: torch.Tensor,
+    noise: torch.Tensor,
+    condition: Condition,
+    *,
+    snr_gamma: float = 0.0,
+) -> torch.Tensor:
     """L_simple, Eq. 14, for what the scheduler's `prediction_type` asks of the network.
 
     snr_gamma: weigh by min(SNR, gamma), as a weight on the loss in x_0 (arXiv:2303.09556); 0 is the plain loss.
@@ -40,7 +52,16 @@ def simple(denoise, scheduler, x_0, t, noise, condition, *, snr_gamma: float = 0
     return _simple(output, scheduler, x_0, t, noise, snr_gamma)
 
 
-def hybrid(denoise, scheduler, x_0, t, noise, condition, *, snr_gamma: float = 0.0) -> torch.Tensor:
+def hybrid(
+    denoise: Denoise,
+    scheduler: DDPMNoiseScheduler,
+    x_0: torch.Tensor,
+    t: torch.Tensor,
+    noise: torch.Tensor,
+    condition: Condition,
+    *,
+    snr_gamma: float = 0.0,
+) -> torch.Tensor:
     """L_hybrid = L_simple + lambda L_vlb of a learned variance, in which the mean of L_vlb is held fixed (arXiv:2102.09672, Eq. 16)."""
     x_t = scheduler.add_noise(x_0, noise, t)
     output = denoise(x_t, t, condition)
@@ -70,7 +91,7 @@ class Consistency:
 
     ANCHOR, LEAST_GAP = 0.15, 0.2
 
-    def __init__(self, pipeline, guidance: float | None = None):
+    def __init__(self, pipeline: DDPMImagePipeline, guidance: float | None = None):
         if guidance is not None and not pipeline.takes:
             raise ValueError(f"distill_guidance={guidance}: the model has no condition to be guided by.")
         self.pipeline, self.guidance, self.progress = pipeline, guidance, 0.0
@@ -81,7 +102,15 @@ class Consistency:
         wanted = torch.distributions.Normal(0.5, 2.0).icdf(uniform).exp()  # kappa_t is log-normal
         self.t_of = torch.searchsorted(self.kappa, wanted).clamp(1, len(abar) - 1)
 
-    def __call__(self, denoise, scheduler, x_0, t, noise, condition) -> torch.Tensor:
+    def __call__(
+        self,
+        denoise: Denoise,
+        scheduler: DDPMNoiseScheduler,
+        x_0: torch.Tensor,
+        t: torch.Tensor,
+        noise: torch.Tensor,
+        condition: Condition,
+    ) -> torch.Tensor:
         kappa, t_of = (table.to(t.device, non_blocking=True) for table in (self.kappa, self.t_of))
         t = t_of[t]
         q = 8 * 2 ** int(4 * self.progress)
@@ -99,7 +128,14 @@ class Consistency:
         distance = ((student - target).square().mean(dim=(1, 2, 3)) + 1e-8).sqrt()
         return distance / (kappa[t] - kappa[r]).clamp(min=self.LEAST_GAP).float()
 
-    def _guided(self, denoise, scheduler, x_t, t, condition) -> torch.Tensor:
+    def _guided(
+        self,
+        denoise: Denoise,
+        scheduler: DDPMNoiseScheduler,
+        x_t: torch.Tensor,
+        t: torch.Tensor,
+        condition: Condition,
+    ) -> torch.Tensor:
         """The teacher's x_0 under guidance."""
         teacher = self.teacher.to(x_t.device)  # it was copied before the run placed its network
         given, null = (
@@ -109,12 +145,12 @@ class Consistency:
         return (null + self.guidance * (given - null)).clamp(-1, 1)
 
     @staticmethod
-    def _noise(scheduler, x_t, x_0, t) -> torch.Tensor:
+    def _noise(scheduler: DDPMNoiseScheduler, x_t: torch.Tensor, x_0: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """Eq. 4 solved for the noise."""
         mean, variance = scheduler.q_mean_variance(x_0, t)
         return (x_t - mean) / variance.sqrt()
 
-    def student(self, pipeline) -> dict:
+    def student(self, pipeline: DDPMImagePipeline) -> dict[str, Any]:
         """What a saved student has in place of the trained pipeline's: LCM's rule (arXiv:2310.04378), x_s = a_s x_0 + s_s z, in four steps."""
         config = {name: value for name, value in pipeline.scheduler.config.items() if name != "variance_type"}
         return {
@@ -123,7 +159,9 @@ class Consistency:
         }
 
 
-def make_objective(name: str | None, pipeline, snr_gamma: float = 0.0, guidance: float | None = None) -> Objective:
+def make_objective(
+    name: str | None, pipeline: DDPMImagePipeline, snr_gamma: float = 0.0, guidance: float | None = None
+) -> Objective:
     """The objective of a run, by its name. None is hybrid where the variance is learned, and simple elsewhere.
 
     Raises:
@@ -142,7 +180,7 @@ def make_objective(name: str | None, pipeline, snr_gamma: float = 0.0, guidance:
     return partial({"simple": simple, "hybrid": hybrid}[name], snr_gamma=snr_gamma)
 
 
-def drop_condition(given: dict, null: dict, uniform: torch.Tensor, rate: float) -> dict:
+def drop_condition(given: Condition, null: Condition, uniform: torch.Tensor, rate: float) -> Condition:
     """Replace the condition by its null where uniform, (B,) in [0, 1), is below `rate` (classifier-free guidance, arXiv:2207.12598,
     Algorithm 1). Of a condition of two parts each one alone and both are dropped a third of these times (arXiv:2211.09800, Section 3.2.1)."""
     subset = 1 + (uniform / rate * (2 ** len(given) - 1)).long()  # its bits say which parts
@@ -155,17 +193,24 @@ def drop_condition(given: dict, null: dict, uniform: torch.Tensor, rate: float) 
     }
 
 
-def _cuda(x: torch.Tensor) -> list:
+def _cuda(x: torch.Tensor) -> list[torch.device]:
     return [x.device] if x.device.type == "cuda" else []
 
 
-def _simple(output: torch.Tensor, scheduler, x_0, t, noise, snr_gamma: float) -> torch.Tensor:
+def _simple(
+    output: torch.Tensor,
+    scheduler: DDPMNoiseScheduler,
+    x_0: torch.Tensor,
+    t: torch.Tensor,
+    noise: torch.Tensor,
+    snr_gamma: float,
+) -> torch.Tensor:
     prediction = output[:, : x_0.shape[1]]
     losses = (prediction - scheduler.get_target(x_0, noise, t)).square().mean(dim=(1, 2, 3))
     return losses * _min_snr_weight(scheduler, t, snr_gamma) if snr_gamma else losses
 
 
-def _min_snr_weight(scheduler, t: torch.Tensor, gamma: float) -> torch.Tensor:
+def _min_snr_weight(scheduler: DDPMNoiseScheduler, t: torch.Tensor, gamma: float) -> torch.Tensor:
     snr = compute_snr(scheduler, t)
     weight = snr.clamp(max=gamma)  # of a loss in x_0; in noise it is smaller by SNR, in v by SNR + 1
     return weight / {"epsilon": snr, "sample": 1.0, "v_prediction": snr + 1}[scheduler.config.prediction_type]

@@ -16,6 +16,7 @@ saved model has a copy.
 import copy
 import inspect
 import json
+import os
 import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -23,9 +24,11 @@ from contextlib import nullcontext, suppress
 from importlib import import_module
 from numbers import Integral, Real
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Optional
 
 import diffusers
+import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
@@ -34,6 +37,8 @@ from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from diffusers.utils.torch_utils import get_device, randn_tensor
 
 Condition = dict[str, torch.Tensor]  # keyword arguments of the network, batch first
+Labels = int | str | Sequence[int | str] | torch.Tensor
+Generator = torch.Generator | list[torch.Generator] | None
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -169,7 +174,7 @@ class DDPMImagePipeline(DiffusionPipeline):
 
     def encode(
         self,
-        class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
+        class_labels: Labels | None = None,
         prompt: str | Sequence[str] | None = None,
         prompt_embeds: torch.Tensor | None = None,
         batch_size: int | None = None,
@@ -278,11 +283,11 @@ class DDPMImagePipeline(DiffusionPipeline):
     def __call__(
         self,
         batch_size: int = 1,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generator = None,
         num_inference_steps: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
+        class_labels: Labels | None = None,
         guidance_scale: float | None = None,
         guidance_rescale: float = 0.0,
         eta: float | None = None,
@@ -413,7 +418,7 @@ class DDPMImagePipeline(DiffusionPipeline):
         self,
         image: PipelineImageInput,
         num_inference_steps: int = 50,
-        class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
+        class_labels: Labels | None = None,
         prompt: str | Sequence[str] | None = None,
         prompt_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -453,7 +458,7 @@ class DDPMImagePipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return x_s
 
-    def _to_images(self, x_0: torch.Tensor, output_type: str):
+    def _to_images(self, x_0: torch.Tensor, output_type: str) -> torch.Tensor | np.ndarray | list[PIL.Image.Image]:
         if output_type == "latent":
             return x_0
         images = (x_0 / 2 + 0.5).clamp(0, 1)
@@ -541,7 +546,9 @@ class DDPMImagePipeline(DiffusionPipeline):
             )
         return torch.tensor(self.null_label)
 
-    def _check_options(self, output_type, guidance_rescale, callback_tensors, num_resample) -> None:
+    def _check_options(
+        self, output_type: str, guidance_rescale: float, callback_tensors: Sequence[str], num_resample: int
+    ) -> None:
         if output_type not in ("pil", "np", "numpy", "pt", "latent"):
             raise ValueError(f"output_type={output_type!r}: choose 'pil', 'np', 'pt' or 'latent'.")
         if not 0 <= guidance_rescale <= 1:
@@ -551,7 +558,9 @@ class DDPMImagePipeline(DiffusionPipeline):
         if unknown := set(callback_tensors) - set(known := self._callback_tensor_inputs):
             raise ValueError(f"callback_on_step_end_tensor_inputs has {sorted(unknown)}: choose from {known}.")
 
-    def _rows(self, class_labels, prompt, prompt_embeds) -> torch.Tensor | None:
+    def _rows(
+        self, class_labels: Labels | None, prompt: str | Sequence[str] | None, prompt_embeds: torch.Tensor | None
+    ) -> torch.Tensor | None:
         """What the images are conditioned on: labels int64 () or (B,), or vectors float32 (D,) or (B, D); None where nothing is given."""
         given = {"class_labels": class_labels, "prompt": prompt, "prompt_embeds": prompt_embeds}
         given = {name: value for name, value in given.items() if value is not None}
@@ -574,7 +583,7 @@ class DDPMImagePipeline(DiffusionPipeline):
             raise ValueError(f"prompt_embeds has shape {tuple(prompt_embeds.shape)}: the last size must be {width}.")
         return prompt_embeds
 
-    def _labels(self, class_labels) -> torch.Tensor | None:
+    def _labels(self, class_labels: Labels | None) -> torch.Tensor | None:
         """class_labels as int64, () for one label for all or (B,); checked against the model."""
         if kind := self.unet.config.get("class_embed_type"):
             raise ValueError(
@@ -586,7 +595,7 @@ class DDPMImagePipeline(DiffusionPipeline):
             raise ValueError(f"class_labels={class_labels}: this model was trained without class labels.")
         if isinstance(class_labels, str):
             class_labels = self.get_label_ids(class_labels)[0]
-        elif not isinstance(class_labels, Integral | torch.Tensor):
+        elif not isinstance(class_labels, int | Integral | torch.Tensor):
             class_labels = [self.get_label_ids(c)[0] if isinstance(c, str) else c for c in class_labels]
         labels = torch.as_tensor(class_labels)
         is_whole = not labels.is_floating_point() and not labels.is_complex() and labels.dtype != torch.bool
@@ -613,13 +622,23 @@ class DDPMImagePipeline(DiffusionPipeline):
             raise ValueError(f"class_labels={unknown}: this model knows {list(self.id2label.values())}.")
         return found
 
-    def _batch_size(self, batch_size: int, rows, generator, latents, *images) -> int:
+    def _batch_size(
+        self,
+        batch_size: int,
+        rows: torch.Tensor | None,
+        generator: Generator,
+        latents: torch.Tensor | None,
+        *images: torch.Tensor | None,
+    ) -> int:
         """The one number of images that all arguments agree on."""
         if not isinstance(generator, torch.Generator | list | None):
             raise ValueError(f"generator={generator!r} must be a torch.Generator, or a list with one for each image.")
         is_list = rows is not None and rows.ndim > self._takes_text
-        given = {"prompt" if self._takes_text else "class_labels": rows if is_list else None, "latents": latents}
-        given["generator"] = generator if isinstance(generator, list) else None
+        word, own = (
+            "prompt" if self._takes_text else "class_labels",
+            generator if isinstance(generator, list) else None,
+        )
+        given: dict[str, Any] = {word: rows if is_list else None, "latents": latents, "generator": own}
         for name, value in zip(("image", "mask_image", "condition_image"), images):
             given[name] = None if value is None or len(value) == 1 else value  # one serves all
         counts = {name: len(value) for name, value in given.items() if value is not None}
@@ -629,7 +648,9 @@ class DDPMImagePipeline(DiffusionPipeline):
             raise ValueError(f"batch_size={batch_size} must be at least 1 and agree with the lengths of {counts}.")
         return batch_size
 
-    def _initial_noise(self, batch_size: int, generator, latents, device: torch.device) -> torch.Tensor:
+    def _initial_noise(
+        self, batch_size: int, generator: Generator, latents: torch.Tensor | None, device: torch.device
+    ) -> torch.Tensor:
         if latents is None:
             size = self.unet.config.sample_size
             if size is None:
@@ -638,7 +659,7 @@ class DDPMImagePipeline(DiffusionPipeline):
             latents = _randn(shape, generator, device)
         return latents.to(device, torch.float32, non_blocking=True)
 
-    def _read_image(self, image, may_be_grey: bool = True) -> torch.Tensor | None:
+    def _read_image(self, image: PipelineImageInput | None, may_be_grey: bool = True) -> torch.Tensor | None:
         """`image` as float32 (N, C, H, W) in [-1, 1], of any size; C is the model's, or 1 where it may be grey."""
         if image is None:
             return None
@@ -651,7 +672,7 @@ class DDPMImagePipeline(DiffusionPipeline):
             raise ValueError(f"image has {image.shape[1]} channels: this model draws {num_channels}.")
         return image
 
-    def _read_mask(self, mask_image, image: torch.Tensor | None) -> torch.Tensor | None:
+    def _read_mask(self, mask_image: PipelineImageInput | None, image: torch.Tensor | None) -> torch.Tensor | None:
         """`mask_image` as float32 (N, 1, h, w), 1 where it is white."""
         if mask_image is None:
             return None
@@ -686,7 +707,9 @@ class DDPMImagePipeline(DiffusionPipeline):
             given = f"image of {tuple(image.shape[1:])}{'' if mask is None else ', with mask_image'}"
             raise ValueError(f"{given}: this model was trained on image_condition={kind!r}; give {words}.")
 
-    def _measurement(self, image, mask, noise: torch.Tensor) -> Measurement | None:
+    def _measurement(
+        self, image: torch.Tensor | None, mask: torch.Tensor | None, noise: torch.Tensor
+    ) -> Measurement | None:
         """What image and mask tell of x_0; None without an image."""
         if image is None:
             return None
@@ -699,7 +722,15 @@ class DDPMImagePipeline(DiffusionPipeline):
         known = torch.ones_like(image[:, :1]) if mask is None else 1 - mask
         return Measurement(*(x.to(noise.device, non_blocking=True) for x in (image, known)))
 
-    def _start(self, scheduler, steps: int, image, measurement, strength, noise) -> tuple[torch.Tensor, torch.Tensor]:
+    def _start(
+        self,
+        scheduler: SchedulerMixin,
+        steps: int,
+        image: torch.Tensor | None,
+        measurement: Measurement | None,
+        strength: float | None,
+        noise: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The timesteps that are taken (n,), and the latents before the first: noise, or the image with noise where strength is below 1."""
         if strength is None:
             is_changed = image is not None and measurement is None and self.image_condition is None
@@ -714,12 +745,12 @@ class DDPMImagePipeline(DiffusionPipeline):
             return timesteps, noise * scheduler.init_noise_sigma
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(start)
-        whole = F.interpolate(image[None].to(noise.device, non_blocking=True), noise.shape[1:])[
-            0
-        ]  # at the model's size
+        (whole,) = F.interpolate(
+            image[None].to(noise.device, non_blocking=True), noise.shape[1:]
+        )  # at the model's size
         return timesteps, scheduler.add_noise(whole.expand_as(noise), noise, timesteps[:1])
 
-    def _abar(self, scheduler, timesteps: torch.Tensor, num_resample: int) -> torch.Tensor:
+    def _abar(self, scheduler: SchedulerMixin, timesteps: torch.Tensor, num_resample: int) -> torch.Tensor:
         """alphas_cumprod of the timesteps (n,), and 1 after the last: (n + 1,)."""
         name, prediction_type = type(scheduler).__name__, scheduler.config.get("prediction_type")
         if not _tells_x_0(scheduler):
@@ -729,7 +760,7 @@ class DDPMImagePipeline(DiffusionPipeline):
         abar = scheduler.alphas_cumprod.to(timesteps.device, non_blocking=True)[timesteps.long()]
         return torch.cat([abar, abar.new_ones(1)])
 
-    def _step_options(self, generator, eta: float | None) -> dict:
+    def _step_options(self, generator: Generator, eta: float | None) -> dict[str, Any]:
         """What of generator and eta this scheduler's step takes."""
         takes, options = self._step_takes, {"generator": generator, "eta": eta}
         if eta is not None or ("eta" in takes and takes["eta"].default is not None):  # a DDIM step
@@ -740,7 +771,7 @@ class DDPMImagePipeline(DiffusionPipeline):
     # ------------------------------------------------------------------ loading and saving
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "DDPMImagePipeline":
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "DDPMImagePipeline":
         """Load a folder or a Hub repo, ours or stock, as the installed package's classes: no code of the repo is run.
 
         kwargs: `revision`, `token`, `dtype`, `variant`, `local_files_only`, ... of `DiffusionPipeline.from_pretrained`; `unet`, `scheduler`,
@@ -774,7 +805,7 @@ class DDPMImagePipeline(DiffusionPipeline):
         )
 
     @staticmethod
-    def find_class(name: str, library=diffusers) -> Any:
+    def find_class(name: str, library: ModuleType = diffusers) -> Any:
         """The class that a saved model names: the package's own, also for stock ones that agree with it in config and weights, or
         else the library's. None if neither has it."""
         ours = _OURS.get(name, name)
@@ -782,7 +813,9 @@ class DDPMImagePipeline(DiffusionPipeline):
         return getattr(package, ours) if ours in package.__all__ else getattr(library, name, None)
 
     @classmethod
-    def _load_part(cls, name: str, saved, path, hub_options: dict, options: dict):
+    def _load_part(
+        cls, name: str, saved: list[str] | None, path: str | os.PathLike, hub_options: dict, options: dict
+    ) -> Any:
         """A part as the class that model_index.json names, of this package, diffusers or transformers; safetensors only, for
         unpickling a .bin can run any code."""
         library, kind = _PARTS[name]
@@ -800,12 +833,12 @@ class DDPMImagePipeline(DiffusionPipeline):
         return part_class.from_pretrained(path, **options)
 
     @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> "DDPMImagePipeline":
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> "DDPMImagePipeline":
         """This class around the parts of another pipeline; diffusers would look for a U-Net of exactly the annotated class."""
         parts = {"unet": pipeline.unet, **{name: getattr(pipeline, name, None) for name in _TOLD}}
         return super().from_pipe(pipeline, **(parts | kwargs))
 
-    def save_config(self, save_directory, push_to_hub: bool = False, **kwargs) -> None:
+    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write model_index.json with this very file beside it, so that the folder loads where ddpm_hf is not installed."""
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         code = Path(save_directory) / Path(__file__).name
@@ -891,7 +924,7 @@ def _check_sampling(sampling: dict) -> dict:
     return dict(sampling)
 
 
-def _tells_x_0(scheduler) -> bool:
+def _tells_x_0(scheduler: SchedulerMixin) -> bool:
     known = ("epsilon", "sample", "v_prediction")
     return hasattr(scheduler, "alphas_cumprod") and scheduler.config.get("prediction_type") in known
 
@@ -906,13 +939,13 @@ def _x_0_weights(abar: torch.Tensor, prediction_type: str) -> tuple[Any, Any]:
     }[prediction_type]
 
 
-def _knows_variance(scheduler) -> bool:
+def _knows_variance(scheduler: SchedulerMixin) -> bool:
     """Whether the scheduler's step takes the channels of a learned variance: ours and `DDPMScheduler`."""
     own = getattr(scheduler, "_get_variance", None)
     return own is not None and "predicted_variance" in inspect.signature(own).parameters
 
 
-def _preprocess(name: str, image, **options) -> torch.Tensor:
+def _preprocess(name: str, image: PipelineImageInput, **options: bool) -> torch.Tensor:
     """Pictures, read by diffusers' image processor with its options, as float32 (N, C, H, W) in [-1, 1]."""
     try:
         processor = VaeImageProcessor(do_resize=False, vae_scale_factor=1, vae_latent_channels=0, **options)
@@ -925,14 +958,14 @@ def _preprocess(name: str, image, **options) -> torch.Tensor:
     return x
 
 
-def _randn(shape, generator, device: torch.device) -> torch.Tensor:
+def _randn(shape: Sequence[int], generator: Generator, device: torch.device) -> torch.Tensor:
     """diffusers' `randn_tensor`, float32, which does not wait for the device where the generator is on the CPU."""
     first = generator[0] if isinstance(generator, list) else generator
     own = device if first is None else first.device
     return randn_tensor(shape, generator=generator, device=own, dtype=torch.float32).to(device, non_blocking=True)
 
 
-def _noised_again(x_s: torch.Tensor, ratio: torch.Tensor, generator) -> torch.Tensor:
+def _noised_again(x_s: torch.Tensor, ratio: torch.Tensor, generator: Generator) -> torch.Tensor:
     """A draw from q(x_t | x_s), s < t (RePaint, arXiv:2201.09865, Algorithm 1). ratio: (), alphas_cumprod of t by that of s."""
     return ratio**0.5 * x_s + (1 - ratio) ** 0.5 * _randn(x_s.shape, generator, x_s.device)
 

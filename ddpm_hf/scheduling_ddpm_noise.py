@@ -18,8 +18,10 @@ chain: in float32 with the arithmetic of `diffusers.DDPMScheduler`, so that `ste
 """
 
 import math
+import os
 import shutil
 from collections import namedtuple
+from collections.abc import Mapping, Sequence
 from functools import partial
 from numbers import Integral
 from operator import gt
@@ -156,7 +158,9 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
         self._set_chain(timesteps)
 
     @torch.inference_mode(False)
-    def _set_chain(self, timesteps, device: str | torch.device | None = None) -> None:
+    def _set_chain(
+        self, timesteps: torch.Tensor | Sequence | np.ndarray, device: str | torch.device | None = None
+    ) -> None:
         """Map each of `timesteps` to the next, and the last to -1. This reads the values, so it waits for the accelerator that has them."""
         given = timesteps if isinstance(timesteps, torch.Tensor) else torch.from_numpy(np.array(timesteps))
         chain, T = given.long().tolist(), len(self)
@@ -421,14 +425,18 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
         x_prev, guess = x_prev.to(sample.dtype), guess.to(sample.dtype)
         return DDPMSchedulerOutput(prev_sample=x_prev, pred_original_sample=guess) if return_dict else (x_prev, guess)
 
-    def _ancestral(self, c: Coefficients, t: Timestep, model_output, x_0, x_t) -> tuple[torch.Tensor, torch.Tensor]:
+    def _ancestral(
+        self, c: Coefficients, t: Timestep, model_output: torch.Tensor, x_0: torch.Tensor, x_t: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and deviation of p(x_{t-1} | x_t), Algorithm 2."""
         mean = c.x_0_weight[t] * x_0 + c.x_t_weight[t] * x_t  # Eq. 7 and 11
         if "fixed" in self.variance_type:
             return mean, c.std[t]
         return mean, c.std[t] * torch.exp(0.5 * self._log_variance(model_output, t, x_t))
 
-    def _ddim(self, c: Coefficients, t: Timestep, x_0, noise, eta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def _ddim(
+        self, c: Coefficients, t: Timestep, x_0: torch.Tensor, noise: torch.Tensor, eta: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and deviation of DDIM's step to x_{t-1}."""
         std = eta * c.std_ddim[t]  # DDIM Eq. 16
         noise_weight = (c.one_minus_abar_prev[t] - std**2).clamp(min=0) ** 0.5
@@ -443,7 +451,7 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
     def __len__(self) -> int:
         return len(self.betas)
 
-    def save_config(self, save_directory, push_to_hub: bool = False, **kwargs) -> None:
+    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write scheduler_config.json with this very file beside it, so that the folder loads where ddpm_hf is not installed."""
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         code = Path(save_directory) / Path(__file__).name
@@ -487,7 +495,7 @@ LIMITS = dict.fromkeys(("beta_start", "beta_end", "clip_sample_range", "sample_m
 LIMITS["dynamic_thresholding_ratio"] = 1
 
 
-def check_config(config) -> None:
+def check_config(config: Mapping[str, Any]) -> None:
     """Refuse an unknown name, a wrong type or a number out of bounds before anything is allocated."""
     for key, choices in CHOICES.items():
         if config[key] not in choices:

@@ -12,13 +12,16 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import transformers  # which imports torch when a model is first named
 from transformers import HfArgumentParser
 
 from ddpm_hf.cli import HelpFormatter, command, parse_dataclass
 from ddpm_hf.data import FASHION_MNIST
+
+if TYPE_CHECKING:
+    from ddpm_hf.data import ImageDataset
 
 CARD = """---
 license: apache-2.0
@@ -60,7 +63,7 @@ class ClassifierConfig:
     learning_rate: float = field(default=2e-3, metadata={"help": "The peak of the cosine schedule."})
     seed: int = field(default=0, metadata={"help": "The seed of weights, order and augmentation."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.output = os.path.expanduser(self.output)
         if len(self.image_size) not in (1, 2):
             raise ValueError(f"image_size={self.image_size}: give one number, or height and width.")
@@ -74,13 +77,13 @@ class ClassifierConfig:
 class Mirrored:
     """The same images, half of them mirrored."""
 
-    def __init__(self, dataset):
+    def __init__(self, dataset: "ImageDataset"):
         self.dataset = dataset
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitems__(self, indices):
+    def __getitems__(self, indices: list[int]) -> dict:
         import torch
 
         batch = self.dataset.__getitems__(indices)

@@ -8,8 +8,12 @@ import argparse
 import functools
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
+
+if TYPE_CHECKING:  # as slow as torch
+    from transformers import HfArgumentParser
 
 
 def command(main: Callable[[list[str]], int | None]) -> Callable[..., int]:
@@ -42,7 +46,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
         return f"{', '.join(names)} {self._format_args(action, action.dest.upper())}"
 
 
-def parse_dataclass(parser, args: list[str]) -> list:
+def parse_dataclass(parser: "HfArgumentParser", args: list[str]) -> tuple[Any, ...]:
     """What an HfArgumentParser makes of the arguments; of an unknown one an error."""
     parser.parse_args(args)
     return parser.parse_args_into_dataclasses(args, look_for_args_file=False)

@@ -1,14 +1,17 @@
 """What `ddpm-sample` draws: its words as arguments of the pipeline, and the images in batches."""
 
+import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 
 from ..evaluation.samplers import SAMPLERS
+from ..pipeline_ddpm_image import DDPMImagePipeline
 
 
-def class_ids(pipe, names: list[str] | None) -> list[int] | None:
+def class_ids(pipe: DDPMImagePipeline, names: list[str] | None) -> list[int] | None:
     """Names or numbers -> labels; all of the model's if none are given, None for a model without classes."""
     if names is None:
         return list(pipe.id2label) or None
@@ -20,7 +23,7 @@ def class_ids(pipe, names: list[str] | None) -> list[int] | None:
     ]
 
 
-def conditions(pipe, args) -> list | None:
+def conditions(pipe: DDPMImagePipeline, args: argparse.Namespace) -> list | None:
     """A class or prompt for each image, alike ones together; None where nothing is to be chosen."""
     if args.interpolate and not (args.prompt or args.class_labels):
         return None
@@ -28,7 +31,7 @@ def conditions(pipe, args) -> list | None:
     return asked and sorted((asked[i % len(asked)] for i in range(args.num_images)), key=asked.index)
 
 
-def read_picture(path: Path | str | None, pipe) -> Image.Image | None:
+def read_picture(path: Path | str | None, pipe: DDPMImagePipeline) -> Image.Image | None:
     """A file, read as training images are; cropped to the model's size where it is larger."""
     if path is None:
         return None
@@ -41,7 +44,7 @@ def read_picture(path: Path | str | None, pipe) -> Image.Image | None:
         return Image.fromarray(decode(picture, str(path), shape).transpose(1, 2, 0).squeeze())
 
 
-def noise_of(end: str, pipe, steps: int, words: dict) -> torch.Tensor:
+def noise_of(end: str, pipe: DDPMImagePipeline, steps: int, words: dict) -> torch.Tensor:
     """The noise (1, C, H, W) of a seed, or the one from which DDIM draws a picture's file."""
     if end.isdigit():
         return pipe._initial_noise(1, torch.Generator().manual_seed(int(end)), None, pipe.device)
@@ -54,9 +57,11 @@ def slerp(a: torch.Tensor, b: torch.Tensor, weight: float) -> torch.Tensor:
     return (torch.sin((1 - weight) * angle) * a + torch.sin(weight * angle) * b) / torch.sin(angle)
 
 
-def draw(pipe, args, values: list | None) -> tuple[list[Image.Image], list[list[Image.Image]]]:
+def draw(
+    pipe: DDPMImagePipeline, args: argparse.Namespace, values: list | None
+) -> tuple[list[Image.Image], list[list[Image.Image]]]:
     """The images, and their state at each step where an animation of it is wanted."""
-    words = {"prompt" if args.prompt else "class_labels": values} if values else {}
+    words: dict[str, Any] = {"prompt" if args.prompt else "class_labels": values} if values else {}
     names = ("guidance_scale", "num_inference_steps", "eta", "strength", "num_resample")
     options = {name: getattr(args, name) for name in names}
     if args.sampler:
@@ -73,7 +78,7 @@ def draw(pipe, args, values: list | None) -> tuple[list[Image.Image], list[list[
         latents = torch.cat([slerp(first, last, i / (args.num_images - 1)) for i in range(args.num_images)])
     states: list[list[Image.Image]] = []  # at each step, of all images
 
-    def on_step_end(pipe, i, t, tensors):
+    def on_step_end(pipe: DDPMImagePipeline, i: int, t: torch.Tensor, tensors: dict) -> None:
         if i == len(states):
             states.append([])
         pixels = (tensors["latents"] / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
@@ -83,17 +88,18 @@ def draw(pipe, args, values: list | None) -> tuple[list[Image.Image], list[list[
     for start in range(0, args.num_images, args.batch_size):
         part = slice(start, min(start + args.batch_size, args.num_images))
         pipe.set_progress_bar_config(desc=f"images {start + 1} to {part.stop} of {args.num_images}")
-        images += pipe(
+        drawn: Any = pipe(
             generator=[torch.Generator().manual_seed(args.seed + i) for i in range(part.start, part.stop)],
             latents=None if latents is None else latents[part],
             callback_on_step_end=on_step_end if args.gif and not args.interpolate else None,
             **{word: values[part] for word, values in words.items()},
             **options,
-        ).images
+        )
+        images += drawn.images
     return images, states
 
 
-def rows(pipe, values: list | None, images) -> dict[str, list[Image.Image]]:
+def rows(pipe: DDPMImagePipeline, values: list | None, images: list[Image.Image]) -> dict[str, list[Image.Image]]:
     """The images of each class or prompt under its name."""
     found: dict[str, list[Image.Image]] = {}
     for image, value in zip(images, values or [""] * len(images)):

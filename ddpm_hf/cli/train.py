@@ -4,7 +4,7 @@ import argparse
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
@@ -80,7 +80,13 @@ def _print_help(parser: argparse.ArgumentParser, args: list[str]) -> NoReturn:
 class ListPresets(argparse.Action):
     """Prints a table of the presets and exits."""
 
-    def __call__(self, parser, namespace, values, option_string=None) -> NoReturn:
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> NoReturn:
         rows = [("preset", "data set", "images", "condition", "predicts", "steps", "batch", "learning rate")]
         for name, preset in PRESETS.items():
             size, recipe = preset.unet["sample_size"], find_recipe(name, None, None, None)

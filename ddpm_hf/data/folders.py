@@ -93,7 +93,7 @@ def _suffix(name: str) -> str:
 def _list_files(folder: Path, skipped: Skipped, cache: Path | None) -> dict[str, str]:
     """All files below the folder, sorted: name relative to it, with "/" -> path. Zips are unpacked into `cache`, zips in zips are not."""
 
-    def refuse(error):
+    def refuse(error: OSError) -> None:
         raise error
 
     found: dict[str, str] = {}

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import datasets
 import numpy as np
@@ -29,6 +29,9 @@ MAX_BYTES_IN_MEMORY = min(4 * 2**30, psutil.virtual_memory().total // 4)
 DECODING = 2  # part of the names of cached pixels: raise it where `decode` returns other pixels than before
 
 
+Batch = TypeVar("Batch")
+
+
 class Fields(NamedTuple):
     """Where a table has what a model is trained on: names of columns, and what becomes of their values."""
 
@@ -40,7 +43,7 @@ class Fields(NamedTuple):
     condition: str | None = None  # a second image
 
 
-def collate_batch(batch):
+def collate_batch(batch: Batch) -> Batch:
     """`collate_fn` for loaders of an `ImageDataset`, which returns whole batches: nothing is left to collate."""
     return batch
 
@@ -72,7 +75,7 @@ def one_line_error(what: str) -> Iterator[None]:
         raise ValueError(printable(f"{what}: {message[:300]}")) from error
 
 
-def decode(value, name: str, shape: tuple[int, int, int]) -> np.ndarray:
+def decode(value: dict[str, Any] | PIL.Image.Image | None, name: str, shape: tuple[int, int, int]) -> np.ndarray:
     """A cell of an image column or a PIL image -> uint8 of `shape` (C, H, W), C = 1 in grey or 3 in RGB.
 
     Greys of 16 bits are scaled to 8, transparent images composited on white; the short side is resized, the centre cropped.
@@ -93,7 +96,7 @@ def decode(value, name: str, shape: tuple[int, int, int]) -> np.ndarray:
         return np.array(image).reshape(height, width, num_channels).transpose(2, 0, 1)
 
 
-def as_captions(value, name: str) -> list[str]:
+def as_captions(value: str | list[str] | None, name: str) -> list[str]:
     """A cell of a caption column -> its captions: one, or several in a list."""
     captions = [value] if isinstance(value, str) else value or []
     if not captions or not all(captions):
@@ -110,7 +113,9 @@ def _to_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
     return image
 
 
-def _decode_rows(rows: dict, indices: list[int], column: str, shape, keep_pixels: bool, skip: bool) -> dict:
+def _decode_rows(
+    rows: dict, indices: list[int], column: str, shape: tuple[int, int, int], keep_pixels: bool, skip: bool
+) -> dict[str, list]:
     pixels, errors = [], []
     for value, i in zip(rows[column], indices):
         try:
@@ -158,7 +163,9 @@ class EncodedImages:
             first[i] = seen.setdefault(hashlib.blake2b(content).digest(), i)
         return first
 
-    def decode_all(self, keep_pixels: bool, skip_undecodable: bool, cache: Path):
+    def decode_all(
+        self, keep_pixels: bool, skip_undecodable: bool, cache: Path
+    ) -> tuple["torch.Tensor | EncodedImages", list[int], list[str]]:
         """-> the images as one tensor or, without `keep_pixels`, as `EncodedImages`; which of them are left, and the errors of the others.
 
         The result stays in the folder `cache`, so that the next start decodes nothing.
@@ -217,7 +224,7 @@ class ImageDataset(torch.utils.data.Dataset):
         self._others: Any = others
         self._embeddings: dict[str, torch.Tensor] | None = None
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self._pixels.shape[0]
 
     def describe(self) -> str:
@@ -225,11 +232,11 @@ class ImageDataset(torch.utils.data.Dataset):
         height, width = self.image_size
         return describe(f"{len(self)} images of {height} x {width}", self.class_names, bool(self.captions), self.notes)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int | list) -> dict[str, Any]:
         batch = self.__getitems__(index if isinstance(index, list) else [index])
         return batch if isinstance(index, list) else {name: values[0] for name, values in batch.items()}
 
-    def __getitems__(self, indices: list) -> dict:
+    def __getitems__(self, indices: list) -> dict[str, Any]:
         """Indices, or (position, index) pairs of a `SampleOrder` -> a batch:
 
         "x_0": float32 (B, C, H, W) in [-1, 1]; "position": int64 (B,), for pairs; "class_labels": int64 (B,), of labelled images;
@@ -263,14 +270,18 @@ class ImageDataset(torch.utils.data.Dataset):
                 batch["prompt_embeds"] = torch.stack([self._embeddings[text].float() for text in prompt])
         return batch
 
-    def _read(self, pixels, indices: list[int], positions: list[int] | None) -> torch.Tensor:
+    def _read(
+        self, pixels: torch.Tensor | EncodedImages, indices: list[int], positions: list[int] | None
+    ) -> torch.Tensor:
         images = pixels[indices]
         if self.random_flip and positions is not None:
             flipped = torch.from_numpy(is_flipped(self.seed, np.array(positions)))
             images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
         return to_x_0(images)
 
-    def embed_captions(self, encode: Callable[[list[str]], torch.Tensor], encoder: str, cache_dir: str | None = None):
+    def embed_captions(
+        self, encode: Callable[[list[str]], torch.Tensor], encoder: str, cache_dir: str | None = None
+    ) -> None:
         """Give batches "prompt_embeds" in place of "prompt".
 
         encode: n captions -> float (n, D); called once for all different captions. Its results are kept in memory and in datasets'

@@ -4,6 +4,7 @@ The sample at position p of a run is the same image, flipped or not, on any numb
 """
 
 import itertools
+from collections.abc import Iterator
 
 import torch
 
@@ -19,13 +20,21 @@ class SampleOrder(torch.utils.data.Sampler):
     """
 
     def __init__(
-        self, num_images, batch_size, seed, *, rank=0, num_ranks=1, gradient_accumulation_steps=1, start_step=0
+        self,
+        num_images: int,
+        batch_size: int,
+        seed: int,
+        *,
+        rank: int = 0,
+        num_ranks: int = 1,
+        gradient_accumulation_steps: int = 1,
+        start_step: int = 0,
     ):
         self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
         self.rank, self.num_ranks = rank, num_ranks
         self.first_micro_batch = start_step * gradient_accumulation_steps
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for micro_batch in itertools.count(self.first_micro_batch):
             start = (micro_batch * self.num_ranks + self.rank) * self.batch_size
             places = [divmod(position, self.num_images) for position in range(start, start + self.batch_size)]

@@ -13,6 +13,7 @@ import logging
 import math
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import datasets
 import numpy as np
@@ -44,6 +45,8 @@ COLUMNS: dict[str, tuple] = {
 }
 COLUMNS["image_condition"] = COLUMNS["image_column"]  # of a second image
 Labels = dict[str, np.ndarray | None]  # of each split
+Table: TypeAlias = datasets.Dataset | datasets.IterableDataset  # the latter of a stream
+Images: TypeAlias = torch.Tensor | EncodedImages
 
 
 def load_image_dataset(
@@ -114,8 +117,10 @@ def load_image_dataset(
 # ---------------------------------------------------------------------- where a data set is
 
 
-def _open(dataset: str, class_folders: bool, cache_dir, token, streaming) -> tuple[dict, list[str]]:
-    """-> the splits by name, each a `Dataset` or, of streamed tables, an `IterableDataset`; and notes on files that were skipped."""
+def _open(
+    dataset: str, class_folders: bool, cache_dir: str | None, token: str | None, streaming: bool
+) -> tuple[dict[str, Table], list[str]]:
+    """-> the splits by name, and notes on files that were skipped."""
     folder, cache = Path(dataset).expanduser(), cache_folder(cache_dir)
     if folder.is_file():
         if folder.suffix.lower() != ".zip":
@@ -139,7 +144,7 @@ def _open(dataset: str, class_folders: bool, cache_dir, token, streaming) -> tup
     return load_folder(folder, cache, class_folders, streaming)
 
 
-def _load_from_hub(dataset: str, cache_dir, token, streaming) -> dict:
+def _load_from_hub(dataset: str, cache_dir: str | None, token: str | None, streaming: bool) -> dict[str, Table]:
     """datasets.load_dataset with clear errors; ConnectionError, soon, where the Hub is needed and out of reach."""
     offline = datasets.config.HF_HUB_OFFLINE
     try:
@@ -195,13 +200,13 @@ def _find_column(features: dict, argument: str, named: str | None) -> str | None
     return None
 
 
-def _type_name(feature) -> str:
+def _type_name(feature: Any) -> str:
     if isinstance(feature, datasets.List):
         return f"list of {_type_name(feature.feature)}"
     return getattr(feature, "dtype", "binary" if isinstance(feature, dict) else "")
 
 
-def _read_labels(splits: dict, column: str | None) -> tuple[Labels, list[str] | None]:
+def _read_labels(splits: dict[str, Table], column: str | None) -> tuple[Labels, list[str] | None]:
     """Of each split its labels, int64 (N,), -1 where an image has none, or None where no image has one; and the names of the classes.
 
     Without names in the data the classes are the values that occur in any split, in their order.
@@ -234,7 +239,7 @@ def _read_labels(splits: dict, column: str | None) -> tuple[Labels, list[str] | 
 
 
 def _choose(
-    dataset: str, split: str, splits: dict, labels: Labels, column: str
+    dataset: str, split: str, splits: dict[str, Table], labels: Labels, column: str
 ) -> tuple[str, np.ndarray | None, list[str]]:
     """The rule for held-out images -> the name of a split, its rows (None of a streamed one), and a note."""
     roles = {SPLIT_NAMES.get(name, name): name for name in reversed(splits)}
@@ -261,19 +266,27 @@ def _choose(
     return train, rows[tenth], [f"every tenth image of {train!r}"]
 
 
-def _rows(table) -> np.ndarray | None:
+def _rows(table: Table) -> np.ndarray | None:
     return np.arange(table.num_rows) if isinstance(table, datasets.Dataset) else None
 
 
 # ---------------------------------------------------------------------- images
 
 
-def _read(table, rows, labels, fields: Fields, skip_undecodable: bool, notes: list[str], cache: Path) -> ImageDataset:
+def _read(
+    table: datasets.Dataset,
+    rows: np.ndarray,
+    labels: np.ndarray | None,
+    fields: Fields,
+    skip_undecodable: bool,
+    notes: list[str],
+    cache: Path,
+) -> ImageDataset:
     if missing := [
         name for name in (fields.image, fields.caption, fields.condition) if name and name not in table.column_names
     ]:
         raise ValueError(f"the split has no column {missing[0]!r}; it has {table.column_names}")
-    others, left, skipped = None, range(len(rows)), []
+    others, left, skipped = None, list(range(len(rows))), list[str]()
     if fields.condition is not None:
         others, left, skipped = _decode(table, fields.condition, rows, fields, skip_undecodable, cache)
     rows = rows[left]
@@ -303,7 +316,9 @@ def _read(table, rows, labels, fields: Fields, skip_undecodable: bool, notes: li
     return ImageDataset(pixels, torch.from_numpy(labels[rows]), fields.class_names, captions, notes, others)
 
 
-def _decode(table, column: str, rows, fields: Fields, skip_undecodable: bool, cache: Path):
+def _decode(
+    table: datasets.Dataset, column: str, rows: np.ndarray, fields: Fields, skip_undecodable: bool, cache: Path
+) -> tuple[Images, list[int], list[str]]:
     """The images of a column, decoded where they fit in memory; which rows are left; and the errors of the others."""
     pixels = EncodedImages(table, column, rows, fields.shape)
     fits = 0 < math.prod(pixels.shape) <= images.MAX_BYTES_IN_MEMORY
@@ -315,7 +330,15 @@ def _decode(table, column: str, rows, fields: Fields, skip_undecodable: bool, ca
     return found, left, errors
 
 
-def _stream(table, rows, labels, fields: Fields, skip_undecodable: bool, notes, fingerprint: str) -> StreamedImages:
+def _stream(
+    table: Table,
+    rows: np.ndarray | None,
+    labels: np.ndarray | None,
+    fields: Fields,
+    skip_undecodable: bool,
+    notes: list[str],
+    fingerprint: str,
+) -> StreamedImages:
     if isinstance(table, datasets.Dataset):
         table = table.select_columns([name for name in (fields.image, fields.caption, fields.condition) if name])
         fields = fields._replace(label=None if labels is None else "class_labels")

@@ -2,6 +2,8 @@
 
 import itertools
 import logging
+from collections.abc import Iterator
+from typing import Any
 
 import datasets
 import numpy as np
@@ -60,11 +62,11 @@ class StreamedImages(torch.utils.data.IterableDataset):
         """Where the next sample is; plain numbers, lists and dicts."""
         return dict(self._state)
 
-    def load_state_dict(self, state: dict):
+    def load_state_dict(self, state: dict) -> None:
         """Go on where `state`, from `state_dict`, was taken."""
         self._state = dict(state)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         if torch.utils.data.get_worker_info() is not None:
             raise ValueError("num_workers must be 0 for a streamed data set: its position is kept in the main process")
         state, num_yielded = self._state, 0
@@ -89,7 +91,7 @@ class StreamedImages(torch.utils.data.IterableDataset):
             whole_epoch = True
             state.update(epoch=state["epoch"] + 1, block=0, stream=None)
 
-    def _sample(self, row: dict, position: int) -> dict | None:
+    def _sample(self, row: dict, position: int) -> dict[str, Any] | None:
         fields, name = self.fields, f"sample {position}"
         try:
             columns = [column for column in (fields.image, fields.condition) if column]

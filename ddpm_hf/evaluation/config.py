@@ -90,7 +90,7 @@ class EvaluationConfig:
         },
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.cache_dir = os.path.expanduser(self.cache_dir)
         if unknown := set(self.metrics or ()) - set(METRICS):
             raise ValueError(f"metrics has {sorted(unknown)}: choose from {METRICS}.")

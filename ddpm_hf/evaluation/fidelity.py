@@ -14,6 +14,7 @@ Upstream: images, from `data` and from the pipeline. Downstream: `measures`, whi
 """
 
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_accuracy
 from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
 from torchmetrics.image.kid import KernelInceptionDistance
+from transformers import PreTrainedModel
 
 from ..images import to_x_0
 
@@ -39,7 +41,7 @@ def to_pixel_values(x_0: torch.Tensor, image_size: int | list[int]) -> torch.Ten
 
 
 @torch.no_grad()
-def classify(classifier, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def classify(classifier: PreTrainedModel, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """uint8 (B, C, H, W) -> pooled features (B, D) and logits (B, K), float32 on the CPU.
 
     classifier: a `transformers` image classification model with a convolutional backbone, as scripts/train_classifier.py makes one: in eval
@@ -88,7 +90,7 @@ def embed_with_imagenet(weights: dict[str, torch.Tensor], images: torch.Tensor) 
     Images are seen at 128 x 128 pixels, which takes a third of the time of 224 x 224.
     """
 
-    def layer(x: torch.Tensor, conv: str, norm: str, stride: int = 1, activation=F.relu6) -> torch.Tensor:
+    def layer(x: torch.Tensor, conv: str, norm: str, stride: int = 1, activation: Callable = F.relu6) -> torch.Tensor:
         weight = weights[f"{conv}.weight"]
         padding = weight.shape[-1] - stride  # TensorFlow's "same"; all sizes are even where the stride is 2
         before, after = padding // 2, padding - padding // 2

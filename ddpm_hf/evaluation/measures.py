@@ -6,16 +6,17 @@ A new metric is a row of METRICS; its mathematics is `fidelity`'s.
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForImageClassification
 
+from ..data import ImageDataset
 from ..images import to_uint8
 from . import fidelity
 
@@ -114,7 +115,7 @@ class Measure(NamedTuple):
     splits: tuple[str, ...] = ("train", "test")
 
 
-def load_classifier(path: str, train, device: torch.device) -> Measure:
+def load_classifier(path: str, train: ImageDataset, device: torch.device) -> Measure:
     """The "features" (B, D) and "logits" (B, K) of the classifier in a folder or on the Hub."""
     try:
         classifier = AutoModelForImageClassification.from_pretrained(path).to(device).eval()
@@ -135,25 +136,25 @@ def load_classifier(path: str, train, device: torch.device) -> Measure:
     return Measure(f"{fingerprint(classifier)}-{config.image_size}", function, config.hidden_sizes[-1], names)
 
 
-def load_inception(path: str, train, device: torch.device) -> Measure:
+def load_inception(path: str, train: ImageDataset, device: torch.device) -> Measure:
     """The "features" (B, 2048) of published FIDs."""
     inception = fidelity.load_inception().to(device)
     function = partial(_features, fidelity.embed_with_inception, inception)
     return Measure("inception-v3-compat", function, fidelity.INCEPTION_FEATURES)
 
 
-def load_imagenet(path: str, train, device: torch.device) -> Measure:
+def load_imagenet(path: str, train: ImageDataset, device: torch.device) -> Measure:
     """The "features" (B, 1280) of EfficientNet-Lite0: a judge that was trained on other images, and elsewhere."""
     weights = {name: value.to(device) for name, value in fidelity.load_imagenet_weights().items()}
     function = partial(_features, fidelity.embed_with_imagenet, weights)
     return Measure("efficientnet-lite0", function, fidelity.IMAGENET_FEATURES)
 
 
-def _features(embed: Callable, network, images: torch.Tensor) -> Tensors:
+def _features(embed: Callable, network: Any, images: torch.Tensor) -> Tensors:
     return {"features": embed(network, images)}
 
 
-def load_neighbors(path: str, train, device: torch.device) -> Measure:
+def load_neighbors(path: str, train: ImageDataset, device: torch.device) -> Measure:
     """The "distances" (B,) to the nearest image of the data set `train`, held in memory, and its index "neighbors" (B,)."""
     references = torch.cat([pixels(train, indices) for indices in torch.arange(len(train)).split(1000)])
 
@@ -179,15 +180,15 @@ def fingerprint(model: torch.nn.Module) -> str:
     return hashlib.sha256(weights).hexdigest()[:16]
 
 
-def pixels(dataset, indices) -> torch.Tensor:
-    """Images of an `ImageDataset` as uint8 (B, C, H, W)."""
+def pixels(dataset: ImageDataset, indices: Iterable) -> torch.Tensor:
+    """Images of a data set as uint8 (B, C, H, W)."""
     return to_uint8(dataset[[int(i) for i in indices]]["x_0"])
 
 
 # ------------------------------------------------------------------ the cache
 
 
-def cache_path(cache_dir: str, name: str, *what) -> Path:
+def cache_path(cache_dir: str, name: str, *what: object) -> Path:
     """The place of a result that depends on `what`, and on the code that computes it: the ground floor's, this folder's and torch's."""
     folder = Path(__file__).parent
     code = [path.read_text() for path in sorted([*folder.parent.glob("*.py"), folder / "fidelity.py"])]

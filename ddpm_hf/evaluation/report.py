@@ -5,6 +5,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -64,13 +65,13 @@ def _join(pair: torch.Tensor) -> Image.Image:
     return _to_pil(torch.cat([*pair, gap], dim=2))
 
 
-def _show(axes, title: str, rows: dict[str, list[Image.Image]]) -> None:
+def _show(axes: Axes, title: str, rows: dict[str, list[Image.Image]]) -> None:
     axes.imshow(labelled_grid(rows))
     axes.set_title(title)
     axes.axis("off")
 
 
-def _plot_classes(axes, details: dict) -> None:
+def _plot_classes(axes: Axes, details: dict) -> None:
     floors = details["floor_of_accuracy_of_class"]
     names, values = list(details["accuracy_of_class"]), list(details["accuracy_of_class"].values())
     axes.barh(names, values, color="lightsteelblue")
@@ -81,7 +82,7 @@ def _plot_classes(axes, details: dict) -> None:
     axes.legend()
 
 
-def _plot_bound(axes, bound: dict) -> None:
+def _plot_bound(axes: Axes, bound: dict) -> None:
     axes.loglog(np.array(bound["timesteps"]) + 1, bound["per_timestep"], marker=".")
     axes.set_title(f"{bound['bits_per_dim']:.3f} bits/dim = prior {bound['prior']:.1e}\n+ the sum of these over all t")
     axes.set_xlabel("t (1 is the decoder)")

@@ -31,15 +31,17 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from diffusers import SchedulerMixin
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
 from .. import __version__, hub
-from ..data import load_image_dataset
+from ..data import ImageDataset, load_image_dataset
 from ..hardware import describe_hardware, runs_on_cpu, use_own_cores
 from ..images import unit_to_uint8
 from ..keys import sample_key
 from ..likelihood import Bound, variational_bound
+from ..pipeline_ddpm_image import DDPMImagePipeline
 from ..scheduling_ddpm_noise import DDPMNoiseScheduler
 from . import fidelity
 from .config import CLASSIFIER, DATA_OPTIONS, MIN_IMAGES, SAMPLING, EvaluationConfig
@@ -102,7 +104,7 @@ class Evaluation:
 
     # ------------------------------------------------------------------ what goes together
 
-    def _load_data(self, config: EvaluationConfig, split: str):
+    def _load_data(self, config: EvaluationConfig, split: str) -> ImageDataset:
         unet = self.pipeline.unet.config
         if unet.sample_size is None:
             raise ValueError(
@@ -144,7 +146,7 @@ class Evaluation:
                 f"model={self.model!r} has the classes {classes}; dataset={config.dataset!r} has {found or 'none'}."
             )
 
-    def _sampler(self, name: str | None):
+    def _sampler(self, name: str | None) -> DDPMImagePipeline:
         return with_sampler(self.pipeline, name) if name else self.pipeline
 
     def _resolve_sampling(self) -> list[tuple[str | None, dict]]:
@@ -213,7 +215,9 @@ class Evaluation:
         """num_images of a data set, as many as there are samples, by the seed; a larger number only adds to them."""
         return np.random.default_rng((self.config.seed, key)).permutation(num_images)[: self.config.num_images]
 
-    def _over_batches(self, num_items: int, function: Callable[[range], Tensors], phase: str, *what) -> list[Tensors]:
+    def _over_batches(
+        self, num_items: int, function: Callable[[range], Tensors], phase: str, *what: object
+    ) -> list[Tensors]:
         """function(indices) of every batch, in order, on all ranks, where it depends on `what`: from the cache as far as it is there."""
         start, size = time.perf_counter(), self.config.batch_size
         folder = cache_path(self.config.cache_dir, phase, *what, self.state.device.type)
@@ -229,7 +233,7 @@ class Evaluation:
         return [result for _, result in sorted(results, key=itemgetter(0))]
 
     def _measured(
-        self, name: str, num_images: int, images: Callable[[range], torch.Tensor], of: str, *what
+        self, name: str, num_images: int, images: Callable[[range], torch.Tensor], of: str, *what: object
     ) -> Tensors:
         """One measure of images(indices), uint8."""
         measure = self.measures[name]
@@ -263,7 +267,8 @@ class Evaluation:
             batch = self.test[self.subset[indices.start : indices.stop].tolist()]
             asked = sampling | {name: batch[name] for name in pipeline.takes}
             with self.autocast():
-                images = pipeline(len(indices), generators, output_type="pt", autocast=False, **asked).images
+                asked |= {"output_type": "pt", "autocast": False, "return_dict": False}
+                (images,) = pipeline(len(indices), generators, **asked)
             return {"images": unit_to_uint8(images).cpu(), "seconds": torch.tensor([time.perf_counter() - start])}
 
         title = f"{sampler}, {sampling['num_inference_steps']} steps" if self.config.sweep else "samples"
@@ -296,7 +301,7 @@ class Evaluation:
         batches = self._over_batches(config.num_images, compute, "bpd", *what)
         return Bound.concatenate([Bound(**batch) for batch in batches]).summary()
 
-    def _model_key(self, scheduler) -> tuple:
+    def _model_key(self, scheduler: SchedulerMixin) -> tuple:
         """What the outputs of the model depend on."""
         parts = (self.pipeline.unet.config, scheduler.config)
         configs = [{name: value for name, value in part.items() if name[0] != "_"} for part in parts]

@@ -1,7 +1,10 @@
 """Samplers by name, for any trained model."""
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # it imports torch, which no --help has to wait for
+    from ..pipeline_ddpm_image import DDPMImagePipeline
 
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> class of the scheduler, its words to the pipeline
     "own": ("", {}),  # the model's
@@ -13,7 +16,7 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> class of the sche
 }
 
 
-def with_sampler(pipeline, name: str):
+def with_sampler(pipeline: "DDPMImagePipeline", name: str) -> "DDPMImagePipeline":
     """A copy of the pipeline with this sampler's scheduler; the model's number of steps and guidance stay its defaults."""
     if name == "own":
         return pipeline

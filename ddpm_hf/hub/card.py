@@ -22,6 +22,7 @@ import yaml
 from diffusers import UNet2DModel
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..pipeline_ddpm_image import DDPMImagePipeline
 from .commits import one_line
 from .files import read_json
 
@@ -32,7 +33,9 @@ CLASSIFIER_METRICS = ("fid", "kid", "precision", "recall")
 CHECKSUM = "\n<!-- The text above is written by ddpm_hf, and renewed until somebody edits it. Checksum: {} -->\n"
 
 
-def make_card(pipeline, folder: Path, name: str, branch: str = "main", stock: bool | None = None) -> Any:
+def make_card(
+    pipeline: DDPMImagePipeline, folder: Path, name: str, branch: str = "main", stock: bool | None = None
+) -> ModelCard:
     """The generated ModelCard of the model in `folder`, under a name (a folder's or a repo's) that its examples load, on a branch.
 
     stock: whether the branch `stock` has the same weights; None: wherever a push to `main` would bring it along.
@@ -55,7 +58,8 @@ def make_card(pipeline, folder: Path, name: str, branch: str = "main", stock: bo
             model_name=name,
             eval_results=_eval_results(task, figures, settings, str(settings.get("dataset") or dataset)) or None,
         )
-        about = {"name": name, "branch": branch, "pipeline": pipeline, "arguments": _arguments(pipeline)}
+        about: dict[str, Any] = {"name": name, "branch": branch, "pipeline": pipeline}
+        about |= {"arguments": _arguments(pipeline)}
         about |= {"has_stock": has_stock(pipeline), "shows_stock": branch == "main" if stock is None else stock}
         about |= {"metrics": metrics, "figures": figures, "settings": settings, "flat": _flat}
         about |= {"dataset": dataset, "options": options, "results": results}
@@ -69,9 +73,10 @@ def make_card(pipeline, folder: Path, name: str, branch: str = "main", stock: bo
     return card
 
 
-def renew_card(pipeline, folder: Path, name: str) -> None:
+def renew_card(pipeline: DDPMImagePipeline, folder: Path, name: str) -> None:
     """Write README.md, or bring the one that is there up to date: its text, if nobody edited it, and the results in its metadata."""
-    path, card = folder / "README.md", make_card(pipeline, folder, name)
+    path = folder / "README.md"
+    card: Any = make_card(pipeline, folder, name)
     if path.exists():
         try:
             owned = read_card(path)
@@ -88,7 +93,7 @@ def renew_card(pipeline, folder: Path, name: str) -> None:
     card.save(path)
 
 
-def card_on_hub(pipeline, folder: Path, repo_id: str, branch: str, stock: bool) -> str:
+def card_on_hub(pipeline: DDPMImagePipeline, folder: Path, repo_id: str, branch: str, stock: bool) -> str:
     """README.md as it is pushed to a branch of a repo, which the examples then name. Arguments and errors as in `make_card`."""
     path, card = folder / "README.md", make_card(pipeline, folder, repo_id, branch, stock)
     if not path.exists():
@@ -100,7 +105,7 @@ def card_on_hub(pipeline, folder: Path, repo_id: str, branch: str, stock: bool) 
     return metadata + card.text if metadata else str(card)
 
 
-def read_card(path: Path) -> Any:
+def read_card(path: Path) -> Any:  # ModelCard's type knows no fields of its metadata
     """README.md as a ModelCard. ValueError, one line, where its metadata cannot be read."""
     try:
         return ModelCard.load(path)
@@ -114,7 +119,7 @@ def is_generated(text: str) -> bool:
     return text == body + CHECKSUM.format(_checksum(body))
 
 
-def has_stock(pipeline) -> bool:
+def has_stock(pipeline: DDPMImagePipeline) -> bool:
     """Whether diffusers' `DDPMPipeline`, which passes neither labels nor the initial noise, can draw what this pipeline draws."""
     unet, scheduler = pipeline.unet.config, pipeline.scheduler
     is_ddpm = type(scheduler).__name__ in ("DDPMNoiseScheduler", "DDPMScheduler")
@@ -134,7 +139,7 @@ def _eval_results(task: str, figures: dict[str, float], settings: dict, dataset:
     return results
 
 
-def _arguments(pipeline) -> str:
+def _arguments(pipeline: DDPMImagePipeline) -> str:
     """What the examples on the card pass, in Python, for this model to draw four images."""
     unet, arguments = pipeline.unet.config, ["batch_size=4"]
     if "class_labels" in pipeline.takes:

@@ -1,14 +1,14 @@
 """Requests to the Hub: repeated while what stops them may pass; one error, in one line, where it stays."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx2
 from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub import errors as hub_errors
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +25,10 @@ class HubError(OSError):
     """The Hub did not give or take a model; the message says why and what to do."""
 
 
-def attempt(what: str, function, *args, **kwargs) -> Any:
+def attempt(what: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
     """function(*args, **kwargs), up to five times with growing pauses; then a HubError "Could not {what}: (the reason)"."""
 
-    def warn(state) -> None:
+    def warn(state: RetryCallState) -> None:
         pause = state.next_action.sleep
         logger.warning(f"Could not {what}: {reason(state.outcome.exception())} Trying again in {pause:g} s.")
 
@@ -41,7 +41,7 @@ def attempt(what: str, function, *args, **kwargs) -> Any:
         raise HubError(f"Could not {what}: {reason(error)}{again}") from error
 
 
-def create_repo(api: HfApi, repo_id: str, repo_type: str, private: bool, **options) -> dict[str, Any]:
+def create_repo(api: HfApi, repo_id: str, repo_type: str, private: bool, **options: Any) -> dict[str, Any]:
     """Make the repo if it is missing; gives what names it in further calls."""
     url = api.create_repo(repo_id, repo_type=repo_type, private=private or None, exist_ok=True, **options)
     repo: dict[str, Any] = {"repo_id": url.repo_id, "repo_type": repo_type}
@@ -50,7 +50,9 @@ def create_repo(api: HfApi, repo_id: str, repo_type: str, private: bool, **optio
     return repo
 
 
-def commit(what: str, api: HfApi, repo, stages: dict[str, Path], patterns: Iterable[str]) -> CommitInfo:
+def commit(
+    what: str, api: HfApi, repo: Mapping[str, Any], stages: dict[str, Path], patterns: Iterable[str]
+) -> CommitInfo:
     """Bring each branch to the files staged for it, in one commit or none; returns the last one.
 
     Every commit names the head that its branch had before the first of them, and the Hub refuses to build on another (412). So of two
@@ -69,7 +71,7 @@ def commit(what: str, api: HfApi, repo, stages: dict[str, Path], patterns: Itera
     return pushed
 
 
-def pull_request(what: str, api: HfApi, repo, stage: Path, patterns: Iterable[str]) -> CommitInfo:
+def pull_request(what: str, api: HfApi, repo: Mapping[str, Any], stage: Path, patterns: Iterable[str]) -> CommitInfo:
     """Open a pull request with these files, or renew the one that an earlier push (or an attempt whose answer was lost) opened."""
 
     def request() -> CommitInfo:
@@ -82,7 +84,7 @@ def pull_request(what: str, api: HfApi, repo, stage: Path, patterns: Iterable[st
     return attempt(what, request)
 
 
-def _upload(api: HfApi, patterns: Iterable[str], **options) -> CommitInfo:
+def _upload(api: HfApi, patterns: Iterable[str], **options: Any) -> CommitInfo:
     options |= {"commit_message": MESSAGE, "delete_patterns": list(patterns)}
     try:
         return api.upload_folder(**options)

@@ -19,8 +19,10 @@ from typing import Any
 
 import diffusers
 import httpx2
+import PIL.Image
 import torch
 import yaml
+from diffusers import ModelMixin
 from huggingface_hub import errors as hub_errors
 from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
@@ -47,7 +49,15 @@ INDEX = {  # key in model_index.json -> its JSON, and an example
 # ------------------------------------------------------------------ saving
 
 
-def save(pipeline, folder, *, samples=None, metrics=None, train_config=None, train_results=None) -> Path:
+def save(
+    pipeline: DDPMImagePipeline,
+    folder: str | os.PathLike,
+    *,
+    samples: PIL.Image.Image | None = None,
+    metrics: dict[str, Any] | None = None,
+    train_config: dict[str, Any] | None = None,
+    train_results: dict[str, Any] | None = None,
+) -> Path:
     """Save a pipeline as a model folder, all of it or nothing.
 
     A saved model that is already in `folder` stays whole until the next one is complete and on the disk; files that are not a saved
@@ -56,12 +66,12 @@ def save(pipeline, folder, *, samples=None, metrics=None, train_config=None, tra
     then new metrics go into its metadata alone, and a warning says so.
 
     Args:
-        pipeline: a `DDPMImagePipeline`.
+        pipeline: what is saved.
         folder: where to; made if missing.
-        samples: a PIL image, the grid that the card shows -> samples.png.
-        metrics: dict, results and how they were measured (see card.py) -> metrics.json and the card.
-        train_config: dict, the run's options -> training_config.yaml, without tokens and without paths of this machine.
-        train_results: dict, what the run took (see card.py) -> train_results.json and the card, with the versions of the libraries.
+        samples: the grid that the card shows -> samples.png.
+        metrics: results and how they were measured (see card.py) -> metrics.json and the card.
+        train_config: the run's options -> training_config.yaml, without tokens and without paths of this machine.
+        train_results: what the run took (see card.py) -> train_results.json and the card, with the versions of the libraries.
 
     Raises:
         ValueError: `folder` is a file, or has a link that leads out of it.
@@ -86,7 +96,13 @@ def save(pipeline, folder, *, samples=None, metrics=None, train_config=None, tra
     return folder
 
 
-def _stage(pipeline, staging: Path, folder: Path, samples, texts: dict[str, str]) -> None:
+def _stage(
+    pipeline: DDPMImagePipeline,
+    staging: Path,
+    folder: Path,
+    samples: PIL.Image.Image | None,
+    texts: dict[str, str],
+) -> None:
     """Write all of a saved model aside, and on the disk."""
     pipeline.save_pretrained(staging)
     weights = files.list_files(staging, files.WEIGHTS)
@@ -150,7 +166,14 @@ def _public_text(name: str, figures: dict) -> str:
 # ------------------------------------------------------------------ loading
 
 
-def load(model, *, revision=None, variant=None, token=None, local_files_only: bool = False) -> DDPMImagePipeline:
+def load(
+    model: str | os.PathLike,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    token: str | None = None,
+    local_files_only: bool = False,
+) -> DDPMImagePipeline:
     """Load a model from a folder or the Hub with the classes of this package or diffusers; no code that comes with it is run.
 
     Args:
@@ -178,7 +201,7 @@ def load(model, *, revision=None, variant=None, token=None, local_files_only: bo
         raise ValueError(f"model={str(model)!r} cannot be loaded: {one_line(error)}") from error
 
 
-def _download(repo_id: str, **options) -> Path:
+def _download(repo_id: str, **options: Any) -> Path:
     patterns = [name for name in (*files.MODEL_FILES, *files.ROOT_CONFIGS) if not name.endswith(".py")]
     try:
         return Path(snapshot_download(repo_id, allow_patterns=patterns, **options))
@@ -211,7 +234,7 @@ def _load(folder: Path, variant: str | None) -> DDPMImagePipeline:
     return pipeline
 
 
-def _text_by_reference(folder: Path) -> dict:
+def _text_by_reference(folder: Path) -> dict[str, Any]:
     """The parts of a text model whose folder has no weights of its encoder, as a clone of this repository."""
     config = folder / "text_encoder" / "config.json"
     if not config.exists() or files.list_files(folder, files.TEXT_WEIGHTS):
@@ -223,7 +246,7 @@ def _text_by_reference(folder: Path) -> dict:
     return load_text_encoder(name)
 
 
-def load_text_encoder(name: str) -> dict:
+def load_text_encoder(name: str) -> dict[str, Any]:
     """The frozen encoder with the Hub id `name` and its tokenizer, as parts of a pipeline. `config.hub_id` of the encoder remembers the name.
 
     Raises:
@@ -245,7 +268,7 @@ def load_text_encoder(name: str) -> dict:
     return {"text_encoder": encoder, "tokenizer": tokenizer}
 
 
-def _network_class(folder: Path):
+def _network_class(folder: Path) -> type[ModelMixin]:
     """The class of the network, ours or diffusers', after a look at what loading relies on in model_index.json."""
     index = files.read_json(folder / "model_index.json")
     for key, (pattern, example) in INDEX.items():

@@ -3,12 +3,14 @@
 A pushed model has a second branch, `stock`: the same weights under diffusers' own classes, for those who may not run remote code.
 """
 
+import os
 import tempfile
 from pathlib import Path
 
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from huggingface_hub import CommitInfo, HfApi, SpaceCard, get_token
 
+from ..pipeline_ddpm_image import DDPMImagePipeline
 from .card import STOCK, card_on_hub, has_stock
 from .commits import attempt, commit, create_repo, pull_request
 from .files import (
@@ -25,14 +27,22 @@ from .files import (
 from .models import load
 
 
-def prepare_push(folder, repo_id: str, *, private=False, token=None) -> None:
+def prepare_push(folder: str | os.PathLike, repo_id: str, *, private: bool = False, token: str | None = None) -> None:
     """Before long work: create the repo if it is missing, see that the token may write there. HubError where a push could not."""
     what, api = f"push {folder} to {repo_id}", HfApi(token=token)
     repo = attempt(what, create_repo, api, repo_id, "model", private)
     attempt(what, api.auth_check, repo["repo_id"], write=True)
 
 
-def push(folder, repo_id: str, *, private=False, revision=None, create_pr=False, token=None) -> CommitInfo:
+def push(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | None = None,
+) -> CommitInfo:
     """Push a saved model to the Hub: one commit on a branch, or none where the branch has these files already.
 
     The branch `main` brings the branch `stock` with it. Only the files of a saved model go up, with this package's own code; those of an
@@ -79,7 +89,9 @@ def push(folder, repo_id: str, *, private=False, revision=None, create_pr=False,
         return commit(what, api, repo, stages, MODEL_FILES)
 
 
-def push_space(folder, repo_id: str, model_id: str, *, private: bool = False, token=None) -> CommitInfo:
+def push_space(
+    folder: str | os.PathLike, repo_id: str, model_id: str, *, private: bool = False, token: str | None = None
+) -> CommitInfo:
     """Create or update a Gradio Space from an app's folder; its variable MODEL_ID and its card name the model it shall show.
 
     Arguments and errors as in `push`; only an app's own files go up: code, style, pictures, requirements.txt, README.md.
@@ -103,7 +115,7 @@ def push_space(folder, repo_id: str, model_id: str, *, private: bool = False, to
         return commit(what, api, repo, {"main": stage}, SPACE_FILES)
 
 
-def _stage(folder: Path, stage: Path, token):
+def _stage(folder: Path, stage: Path, token: str | None) -> DDPMImagePipeline:
     """Copy what is pushed, with this package's code in place of what lies there, and check it. Gives the pipeline."""
     pipeline, *_ = [
         load(folder, variant=name) for name in sorted(list_variants(folder), key=lambda name: name or "")
@@ -120,7 +132,7 @@ def _stage(folder: Path, stage: Path, token):
     return pipeline
 
 
-def _stage_stock(pipeline, stage: Path) -> None:
+def _stage_stock(pipeline: DDPMImagePipeline, stage: Path) -> None:
     """The model under diffusers' own classes, where it has one (`has_stock`).
 
     `DDPMPipeline` passes no labels, so a class-conditional U-Net becomes the unconditional one that its null label makes:

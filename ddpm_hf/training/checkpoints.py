@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ def staging(folder: Path, step: int) -> Path:
     return folder / "checkpoints" / f".step-{step}"
 
 
-def commit(folder: Path, step: int, total_limit: int, **contents) -> None:
+def commit(folder: Path, step: int, total_limit: int, **contents: Any) -> None:
     """Give the staged checkpoint its name, with `contents` in its manifest; then remove all but the newest `total_limit`."""
     written, target = staging(folder, step), folder / "checkpoints" / f"step-{step}"
     manifest = written / "state" / "manifest.json"
@@ -73,7 +74,7 @@ def last(folder: Path) -> Path | None:
     return next(reversed(_all(folder)), None)
 
 
-def fingerprint(network) -> str:
+def fingerprint(network: torch.nn.Module) -> str:
     """Hash of the weights of a network."""
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():

@@ -10,13 +10,14 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
 
 from .presets import CONSISTENCY, FINE_TUNING, PRESETS, Preset, find_preset
 
 MAX_SIGMA_REL = 12**-0.5  # the width of the plain mean of the weights, 0.289
+Precision = Literal["no", "fp16", "bf16"]
 DEFAULT_PRESET = "fashion-mnist-quick"
 _DEFAULTS = dict(  # of the options that a preset may set
     lr_scheduler="cosine",
@@ -27,7 +28,7 @@ _DEFAULTS = dict(  # of the options that a preset may set
 )
 
 
-def _option(default, help: str, **metadata):
+def _option(default: Any, help: str, **metadata: Any) -> Any:
     """A field with its help; metadata: the option's `aliases` on the command line, for example."""
     if isinstance(default, list):
         return field(default_factory=list, metadata={"help": help, **metadata})
@@ -103,7 +104,7 @@ class TrainConfig:
     snr_gamma: float | None = _option(None, "Min-SNR weighting of the loss (arXiv:2303.09556), e.g. 5; 0 is plain.")
     label_dropout: float = _option(0.1, "How often the condition is replaced by its null, for guidance.")
     random_flip: bool | None = _option(None, "Flip images horizontally, half of the time.")
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = _option(
+    mixed_precision: Precision | None = _option(
         None, "Autocast; by default the launcher's, else bf16, or 'no' where the hardware lacks bfloat16."
     )
     gradient_checkpointing: bool = _option(False, "Spend time to save the memory of activations.")
@@ -126,7 +127,7 @@ class TrainConfig:
     hub_model_id: str | None = _option(None, "Repo to push to; the name of OUTPUT_DIR by default.")
     hub_private_repo: bool = _option(False, "Create that repo private.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._check_types()
         for name in ("preset", "init_from", "dataset", "output_dir"):
             if (getattr(self, name) or "").startswith("~"):
@@ -137,7 +138,7 @@ class TrainConfig:
         if self.mixed_precision is None:
             from ..hardware import default_precision  # asks torch, which no mistake has to wait for
 
-            self.mixed_precision = default_precision()
+            self.mixed_precision = cast(Precision, default_precision())
 
     def _fill_in(self) -> None:
         """The preset's values, for options that are left at None."""
@@ -274,7 +275,7 @@ RUN_IDENTITY = (
 )
 
 
-def _fits(value, kind) -> bool:
+def _fits(value: Any, kind: Any) -> bool:
     """Whether a value is of the type of a field."""
     if get_origin(kind) in (UnionType, Union):
         return any(_fits(value, part) for part in get_args(kind))
@@ -287,7 +288,7 @@ def _fits(value, kind) -> bool:
     return type(value) is kind
 
 
-def _words(kind) -> str:
+def _words(kind: Any) -> str:
     """The type of a field, for people."""
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     if get_origin(kind) is Literal:

@@ -143,7 +143,7 @@ class StopSignals:
         self.before = {number: signal.signal(number, self.catch) for number in STOPPING}
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 

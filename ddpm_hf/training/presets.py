@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..data import FASHION_MNIST
 
@@ -85,7 +85,7 @@ _PAPER_SCHEDULER = dict(beta_schedule="linear", beta_start=1e-4, beta_end=0.02, 
 _COSINE = dict(beta_schedule="squaredcos_cap_v2", prediction_type="sample", timestep_spacing="trailing")
 
 
-def _small_unet(block_out_channels: tuple[int, ...], **options) -> dict:
+def _small_unet(block_out_channels: tuple[int, ...], **options: Any) -> dict[str, Any]:
     """28 x 28 in grey: levels of 28, 14 and 7 pixels, attention at the lowest.
 
     A group of GroupNorm has at least 16 channels: with fewer, a CPU cannot use channels_last, which is faster (`modeling_ddpm_unet.GroupNorm`).
@@ -245,7 +245,7 @@ def find_preset(preset: str) -> Preset:
     return preset_of(unet, scheduler, _STOCK_RECIPE, image_condition=options.get("image_condition"))
 
 
-def preset_of(unet: dict, scheduler: dict, training: dict, **options) -> Preset:
+def preset_of(unet: dict, scheduler: dict, training: dict, **options: Any) -> Preset:
     """A preset of the configs of a model."""
     unet, scheduler = ({k: v for k, v in config.items() if not k.startswith("_")} for config in (unet, scheduler))
     is_conditional = unet.pop("num_class_embeds", None) is not None or unet.get("num_embeds_ada_norm") is not None

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from accelerate.utils import set_seed
-from diffusers import LCMScheduler, TCDScheduler, UNet2DModel
+from diffusers import LCMScheduler, SchedulerMixin, TCDScheduler, UNet2DModel
+from transformers import PreTrainedModel
 
 from .. import hub
 from ..data.recorded import recorded_options
@@ -68,7 +69,7 @@ def find_start(config: TrainConfig) -> Start:
     return Start(preset, source)
 
 
-def _is_ddpm(scheduler) -> bool:
+def _is_ddpm(scheduler: SchedulerMixin) -> bool:
     """Whether the scheduler is of a network of many steps of DDPM's process."""
     return hasattr(scheduler, "alphas_cumprod") and not isinstance(scheduler, LCMScheduler | TCDScheduler)
 
@@ -127,7 +128,7 @@ def _sampling(preset: Preset, config: TrainConfig, is_conditional: bool) -> dict
     return sampling | ({"guidance_scale": own if asked is None else asked} if is_conditional else {})
 
 
-def _name(text_encoder) -> str:
+def _name(text_encoder: PreTrainedModel) -> str:
     """By which the cache of embedded captions knows it."""
     return getattr(text_encoder.config, "hub_id", text_encoder.name_or_path)
 

@@ -23,8 +23,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import PIL.Image
 import torch
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from diffusers.models.embeddings import LabelEmbedding
 from diffusers.optimization import get_scheduler
@@ -33,11 +36,11 @@ from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from .. import hub
-from ..data import SampleOrder, StreamedImages, collate_batch, load_image_dataset
+from ..data import ImageDataset, SampleOrder, StreamedImages, collate_batch, load_image_dataset
 from ..hardware import describe_hardware
 from ..keys import GENERATOR, draw, dropout_seed
 from ..objective import Objective, drop_condition, make_objective
-from ..pipeline_ddpm_image import DDPMImagePipeline
+from ..pipeline_ddpm_image import Condition, DDPMImagePipeline
 from ..scheduling_ddpm_noise import DDPMNoiseScheduler
 from . import checkpoints, validation
 from .config import TrainConfig
@@ -84,7 +87,8 @@ def make_trainer(config: TrainConfig, objective: Objective | None = None) -> "Tr
     held_out = load_held_out(config, start, pipeline, accelerator)
     if start.preset.text_encoder:
         with local_main_process_first(accelerator):  # it fills the machine's cache
-            for images in filter(None, (data, held_out)):
+            sets: Any = data, held_out  # no streams: those are refused above
+            for images in filter(None, sets):
                 images.embed_captions(pipeline.embed_prompts, start.preset.text_encoder)
     return Trainer(pipeline, data, objective, config, held_out, accelerator)
 
@@ -93,24 +97,34 @@ class Trainer:
     """One run: trains the network of a pipeline.
 
     Args:
-        pipeline: a `DDPMImagePipeline` with a `DDPMNoiseScheduler`, of any network; it is trained in place.
-        data: an `ImageDataset` or a `StreamedImages`, whose batches have what the pipeline's `encode` takes.
+        pipeline: it has a `DDPMNoiseScheduler`, of any network; it is trained in place.
+        data: its batches have what the pipeline's `encode` takes.
         objective: a callable as `objective` describes it.
         config: the options; `preset`, `init_from`, `dataset` and `objective` are told on the card only.
-        validation_data: an `ImageDataset` for the held-out loss, or None.
+        validation_data: images of the held-out loss, or None.
+        accelerator: None is one made from the config.
 
     Raises:
         ValueError: a scheduler, data or an option that do not go with the pipeline, or a folder that holds another run.
     """
 
-    def __init__(self, pipeline, data, objective, config: TrainConfig, validation_data=None, accelerator=None):
+    def __init__(
+        self,
+        pipeline: DDPMImagePipeline,
+        data: ImageDataset | StreamedImages,
+        objective: Objective,
+        config: TrainConfig,
+        validation_data: ImageDataset | None = None,
+        accelerator: Accelerator | None = None,
+    ):
         self.data, self.objective, self.config, self.folder = data, objective, config, Path(config.output_dir)
         self.validation_data = validation_data
         self.accelerator = accelerator or make_accelerator(config)
         self.signals = StopSignals(self.accelerator)
         check_folder(config)
         checkpoint = broadcast_object_list([checkpoints.newest(self.folder) if config.resume else None])[0]
-        self.pipeline, self.scheduler, self.null = pipeline, pipeline.scheduler, None
+        self.pipeline, self.scheduler = pipeline, pipeline.scheduler
+        self.null: Condition | None = None
         _check_parts(pipeline, data, config)
         for module in pipeline.unet.modules():  # DiT's own dropout of labels, on top of `label_dropout`
             if isinstance(module, LabelEmbedding):
@@ -233,7 +247,7 @@ class Trainer:
                 figures, since = [], time.perf_counter()
         bar.close()
 
-    def train_step(self, batches) -> torch.Tensor:
+    def train_step(self, batches: Iterator[dict[str, Any]]) -> torch.Tensor:
         """One optimizer step: the gradient step of Algorithm 1 on `total_batch_size` images.
 
         Returns this rank's mean loss and the norm of the gradient over all ranks, before it was clipped: float32 (2,).
@@ -266,12 +280,14 @@ class Trainer:
                 self.averages.step()
         return torch.stack([sum(losses[1:], losses[0]) / len(losses), grad_norm])
 
-    def _denoise(self, x_t: torch.Tensor, t: torch.Tensor, condition: dict, network=None) -> torch.Tensor:
+    def _denoise(
+        self, x_t: torch.Tensor, t: torch.Tensor, condition: Condition, network: torch.nn.Module | None = None
+    ) -> torch.Tensor:
         """`pipeline.denoise` under the run's autocast. network: another one than the trained, such as a teacher."""
         with self.accelerator.autocast():
             return self.pipeline.denoise(x_t, t, condition, network=self.model if network is None else network)
 
-    def _condition(self, batch: dict, uniform: torch.Tensor) -> dict:
+    def _condition(self, batch: dict[str, Any], uniform: torch.Tensor) -> Condition:
         """The condition of a batch, at times its null (`label_dropout`). uniform: in [0, 1), (B,), on the CPU."""
         given = self.pipeline.encode(**{name: batch[name] for name in self.pipeline.takes}, batch_size=len(uniform))
         if not (given and self.config.label_dropout):
@@ -330,7 +346,7 @@ class Trainer:
         self.ema.copy_to(self.average.unet.parameters())
         return self.average
 
-    def validate(self):
+    def validate(self) -> tuple[dict[str, float], PIL.Image.Image | None]:
         """Report the held-out loss and draw the grid, which only the main process gets; returns them. A signal cuts them short."""
         config, accelerator, pipeline, figures = self.config, self.accelerator, self.averaged(), {}
         if self.validation_data:
@@ -381,7 +397,7 @@ class Trainer:
             checkpoints.commit(self.folder, self.step, limit, total_batch_size=self.total_batch_size, **facts)
         accelerator.wait_for_everyone()
 
-    def _save_model(self, folder: Path, figures: dict[str, float] | None = None, **extras) -> None:
+    def _save_model(self, folder: Path, figures: dict[str, float] | None = None, **extras: Any) -> None:
         pipeline = self.averaged()  # all ranks together: they may share its weights out
         if not self.accelerator.is_main_process:
             return
@@ -474,7 +490,7 @@ class Trainer:
             tqdm.write(message)
 
 
-def _check_parts(pipeline: DDPMImagePipeline, data, config: TrainConfig) -> None:
+def _check_parts(pipeline: DDPMImagePipeline, data: ImageDataset | StreamedImages, config: TrainConfig) -> None:
     """See that the pipeline can be trained on the data."""
     if not isinstance(pipeline.scheduler, DDPMNoiseScheduler):
         raise ValueError(
@@ -526,7 +542,9 @@ def check_folder(config: TrainConfig) -> None:
         )
 
 
-def load_data(config: TrainConfig, start: Start, split: str, accelerator):
+def load_data(
+    config: TrainConfig, start: Start, split: str, accelerator: Accelerator
+) -> ImageDataset | StreamedImages:
     """The images of a split, as the run's network takes them."""
     options: dict = {"image_column": config.image_column, "skip_undecodable": config.skip_undecodable}
     options |= {"label_column": config.label_column, "caption_column": config.caption_column}
@@ -540,7 +558,9 @@ def load_data(config: TrainConfig, start: Start, split: str, accelerator):
     return data
 
 
-def load_held_out(config: TrainConfig, start: Start, pipeline: DDPMImagePipeline, accelerator):
+def load_held_out(
+    config: TrainConfig, start: Start, pipeline: DDPMImagePipeline, accelerator: Accelerator
+) -> ImageDataset | None:
     """The images of the held-out loss; None, with a warning, where there are none of the pipeline's classes."""
     if not config.num_validation_images:
         return None
@@ -548,7 +568,7 @@ def load_held_out(config: TrainConfig, start: Start, pipeline: DDPMImagePipeline
         logger.warning("No held-out loss: the data set is streamed. num_validation_images=0 asks for none.")
         return None
     try:
-        data = load_data(config, start, "test", accelerator)
+        data: Any = load_data(config, start, "test", accelerator)  # never a stream
     except ValueError as error:
         logger.warning(f"No held-out loss: {error}")
         return None

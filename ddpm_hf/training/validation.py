@@ -4,16 +4,21 @@
 that figures and grids of one run can be compared.
 """
 
+from collections.abc import Callable
 from itertools import islice
+from typing import Any
 
 import PIL.Image
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from ..data import ImageDataset
+from ..data import ImageDataset, StreamedImages
 from ..images import labelled_grid
 from ..keys import draw
 from ..objective import simple
+from ..pipeline_ddpm_image import DDPMImagePipeline
+from ..scheduling_ddpm_noise import DDPMNoiseScheduler
 
 NUM_BUCKETS = 10  # of timesteps, in the held-out loss
 IMAGES_PER_CLASS = 8  # in the sample grid
@@ -22,8 +27,15 @@ MAX_ROWS = 16  # of the sample grid, one for each class
 
 
 @torch.no_grad()
-def held_out_loss(accelerator, pipeline, scheduler, data, num_images: int, stop=lambda: False) -> dict[str, float]:
-    """Loss on the first `num_images` of an `ImageDataset`, all in all and for each tenth of the timesteps; {} once `stop()` is true."""
+def held_out_loss(
+    accelerator: Accelerator,
+    pipeline: DDPMImagePipeline,
+    scheduler: DDPMNoiseScheduler,
+    data: ImageDataset,
+    num_images: int,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, float]:
+    """Loss on the first `num_images` of a data set, all in all and for each tenth of the timesteps; {} once `stop()` is true."""
     batches = []
     with accelerator.split_between_processes(list(range(num_images))) as mine, accelerator.autocast():
         for start in range(0, len(mine), 128):
@@ -39,7 +51,13 @@ def held_out_loss(accelerator, pipeline, scheduler, data, num_images: int, stop=
     return {"validation_loss": losses.mean().item()} | means
 
 
-def losses_of(accelerator, pipeline, scheduler, data, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def losses_of(
+    accelerator: Accelerator,
+    pipeline: DDPMImagePipeline,
+    scheduler: DDPMNoiseScheduler,
+    data: ImageDataset,
+    indices: list[int],
+) -> tuple[torch.Tensor, torch.Tensor]:
     """t and the loss of each of these images, both (B,), on the accelerator, for which this does not wait."""
     batch = data[indices]
     x_0 = batch["x_0"].to(accelerator.device, non_blocking=True)
@@ -48,7 +66,12 @@ def losses_of(accelerator, pipeline, scheduler, data, indices: list[int]) -> tup
     return t, simple(pipeline.denoise, scheduler, x_0, t, noise, condition)
 
 
-def draw_samples(accelerator, pipeline, data=None, stop=lambda: False):
+def draw_samples(
+    accelerator: Accelerator,
+    pipeline: DDPMImagePipeline,
+    data: ImageDataset | StreamedImages | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> PIL.Image.Image | None:
     """A grid of samples as a PIL image, a row for each of the first classes, or of captions spread over a data set's. A model of condition
     images is asked for those of the first images, and the grid shows condition, sample and truth. None on all but the main process, and
     once `stop()` is true on any rank.
@@ -57,20 +80,20 @@ def draw_samples(accelerator, pipeline, data=None, stop=lambda: False):
     stop: asked between sampling steps.
     """
 
-    def on_step_end(pipe, index, t, tensors):
+    def on_step_end(pipe: DDPMImagePipeline, index: int, t: torch.Tensor, tensors: dict) -> None:
         pipe._interrupt = stop()
 
     names, asked, shown = _questions(pipeline, data)
-    images = []
+    images: list[PIL.Image.Image] = []
     with accelerator.split_between_processes(list(enumerate(asked))) as mine, accelerator.autocast():
         for start in range(0, len(mine), 64):
             seeds, words = zip(*mine[start : start + 64])
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            given = {name: _batch([word[name] for word in words]) for name in words[0]}
-            drawn = pipeline(len(seeds), generators, callback_on_step_end=on_step_end, **given).images
+            given: dict[str, Any] = {name: _batch([word[name] for word in words]) for name in words[0]}
+            drawn: Any = pipeline(len(seeds), generators, callback_on_step_end=on_step_end, **given)
             if stop():  # these may be half noise
                 break
-            images += drawn
+            images += drawn.images
     images = gather_object(images)
     if len(images) < len(asked) or not accelerator.is_main_process:
         return None
@@ -81,29 +104,28 @@ def draw_samples(accelerator, pipeline, data=None, stop=lambda: False):
     return labelled_grid({name: images[i * IMAGES_PER_CLASS :][:IMAGES_PER_CLASS] for i, name in enumerate(names)})
 
 
-def _questions(pipeline, data) -> tuple[list[str], list[dict], dict]:
+def _questions(
+    pipeline: DDPMImagePipeline, data: ImageDataset | StreamedImages | None
+) -> tuple[list[str], list[dict], dict]:
     """Names of the grid's rows, what the pipeline is asked for each sample, and, for a model of condition images, the batch that they are from."""
     if "condition_image" in pipeline.takes and isinstance(data, ImageDataset):
         batch = data[list(range(min(NUM_CONDITIONS, len(data))))]
         return [], [{name: batch[name][i] for name in pipeline.takes} for i in range(len(batch["x_0"]))], batch
-    if "prompt_embeds" in pipeline.takes:
+    if "prompt_embeds" in pipeline.takes and isinstance(data, ImageDataset):
         captions = data.captions
-        word, names = (
-            "prompt",
-            [captions[i * len(captions) // MAX_ROWS][0] for i in range(min(MAX_ROWS, len(captions)))],
-        )
-        rows = names
+        names = [captions[i * len(captions) // MAX_ROWS][0] for i in range(min(MAX_ROWS, len(captions)))]
+        asked = [{"prompt": name} for name in names]
     else:
-        word, rows = "class_labels", list(islice(pipeline.id2label, MAX_ROWS))
-        names = [pipeline.id2label[label] for label in rows]
-    return names, [{word: row} for row in rows for _ in range(IMAGES_PER_CLASS)] or [{}] * 64, {}
+        labels: list[Any] = list(islice(pipeline.id2label, MAX_ROWS))
+        names, asked = [pipeline.id2label[label] for label in labels], [{"class_labels": label} for label in labels]
+    return names, [row for row in asked for _ in range(IMAGES_PER_CLASS)] or [{}] * 64, {}
 
 
-def _batch(values: list):
+def _batch(values: list) -> list | torch.Tensor:
     return torch.stack(values) if isinstance(values[0], torch.Tensor) else values
 
 
-def _beside_the_truth(pipeline, batch: dict, samples: list) -> PIL.Image.Image:
+def _beside_the_truth(pipeline: DDPMImagePipeline, batch: dict, samples: list) -> PIL.Image.Image:
     """Each sample between its condition, grey where nothing is known, and the image that this was made of."""
     x_0, rows = batch["x_0"], {}
     pictures = [
