@@ -8,7 +8,10 @@ from setuptools.command.build_py import build_py
 
 
 class BuildWithModelCard(build_py):
-    def run(self):
+    """A build that copies model_card.md into the package."""
+
+    def run(self) -> None:
+        """Copies it after the modules; an editable install finds it where it stands."""
         super().run()
         if not self.editable_mode:
             shutil.copyfile("model_card.md", Path(self.build_lib) / "ddpm_hf" / "model_card.md")

@@ -19,8 +19,10 @@ def use_own_cores(state: Accelerator | PartialState) -> None:
 
 
 def runs_on_cpu() -> bool:
-    """Whether a launch computes on the CPU: it was told to, there is no accelerator, or the accelerator is MPS, which lacks float64;
-    `keys.draw` and the bound need it."""
+    """Whether a launch computes on the CPU: it was told to, there is no accelerator, or the accelerator is MPS.
+
+    MPS lacks float64, which `keys.draw` and the bound need.
+    """
     if parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available():
         return True
     return torch.accelerator.current_accelerator().type == "mps"

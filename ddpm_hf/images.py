@@ -23,7 +23,7 @@ def unit_to_uint8(images: torch.Tensor) -> torch.Tensor:
 
 
 def labelled_grid(rows: dict[str, list[Image.Image]], height: int = 56) -> Image.Image:
-    """name -> images, as one picture: a row for each name, which stands on its left; images are enlarged to `height` pixels.
+    """One picture of images by name: a row for each name, which stands on its left; images are enlarged to `height` pixels.
 
     A single row without a name is laid out as a square. Returns an RGB image.
     """

@@ -187,7 +187,7 @@ def normal_kl(
 
 
 def discretized_log_likelihood(x_0: torch.Tensor, mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
-    """log of the mass that N(mean, exp(log_variance)) has in the bin of each x_0, in nats, float64 (Eq. 13).
+    """Logarithm of the mass that N(mean, exp(log_variance)) has in the bin of each x_0, in nats, float64 (Eq. 13).
 
     The bins are x_0 +- 1/255; the outermost reach to infinity.
     """

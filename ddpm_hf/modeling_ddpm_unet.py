@@ -45,13 +45,14 @@ MAX_PARAMETERS = 2**31  # 8 GiB in float32, about four times the U-Net of ADM fo
 
 
 class Timesteps(nn.Module):
-    """Sinusoidal features of t: (N,) -> (N, num_channels) float32 (Vaswani et al. 2017, Section 3.5)."""
+    """Sinusoidal features of t (Vaswani et al. 2017, Section 3.5)."""
 
     def __init__(self, num_channels: int, flip_sin_to_cos: bool, freq_shift: float):
         super().__init__()
         self.num_channels, self.flip_sin_to_cos, self.freq_shift = num_channels, flip_sin_to_cos, freq_shift
 
     def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """(N,) -> (N, num_channels) float32."""
         half = self.num_channels // 2
         exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device)
         angles = timesteps[:, None].float() * torch.exp(exponent / (half - self.freq_shift))
@@ -60,7 +61,7 @@ class Timesteps(nn.Module):
 
 
 class TimestepEmbedding(nn.Module):
-    """Two-layer MLP on the sinusoids: (N, in_channels) -> (N, time_embed_dim)."""
+    """Two-layer MLP on the sinusoids."""
 
     def __init__(self, in_channels: int, time_embed_dim: int):
         super().__init__()
@@ -69,6 +70,7 @@ class TimestepEmbedding(nn.Module):
         self.linear_2 = nn.Linear(time_embed_dim, time_embed_dim)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(N, in_channels) -> (N, time_embed_dim)."""
         return self.linear_2(self.act(self.linear_1(features)))
 
 
@@ -80,9 +82,11 @@ class GroupNorm(nn.GroupNorm):
 
     @property
     def has_few_channels(self) -> bool:
+        """Whether a group has less than 16 channels, with which the CPU's kernel for channels_last is slow."""
         return self.num_channels < 16 * self.num_groups
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> the same."""
         return super().forward(x.contiguous() if x.device.type == "cpu" and self.has_few_channels else x)
 
 
@@ -99,6 +103,7 @@ class Downsample2D(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=padding)
 
     def forward(self, x: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+        """(B, in, H, W) -> (B, out, H/2, W/2); temb is not used."""
         return self.conv(F.pad(x, (0, 1, 0, 1)) if self.padding == 0 else x)
 
 
@@ -110,11 +115,12 @@ class Upsample2D(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+        """(B, in, H, W) -> (B, out, 2H, 2W); temb is not used."""
         return self.conv(double(x))
 
 
 class ResnetBlock2D(nn.Module):
-    """Residual block: x (B, in, H, W) and act(temb) (B or 1, D) -> (B, out, H, W). resample: None, `halve` or `double` H and W."""
+    """Residual block, to which temb is added or, with scale_shift, gives scale and shift. resample: None, `halve` or `double` H and W."""
 
     def __init__(
         self,
@@ -140,6 +146,7 @@ class ResnetBlock2D(nn.Module):
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+        """`x` (B, in, H, W) and act(temb) (B or 1, D) -> (B, out, H, W), with H and W halved or doubled by `resample`."""
         temb = self.time_emb_proj(temb)[:, :, None, None]
         h = self.conv1(self.resample(self.nonlinearity(self.norm1(x))))
         if self.scale_shift:  # adaptive group normalisation (Improved DDPM, arXiv:2102.09672, Section 3)
@@ -152,11 +159,10 @@ class ResnetBlock2D(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over the positions of an image, with a residual connection: (B, C, H, W) -> the same."""
+    """Multi-head self-attention over the positions of an image, with a residual connection."""
 
-    _from_deprecated_attn_block = (
-        True  # ModelMixin then loads the old names of google/ddpm-*: query, key, value, proj_attn
-    )
+    # ModelMixin then loads the old names of google/ddpm-*: query, key, value, proj_attn.
+    _from_deprecated_attn_block = True
 
     def __init__(self, channels: int, *, norm: Callable, head_dim: int | None):
         super().__init__()
@@ -172,6 +178,7 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(inner_dim, channels)])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> the same."""
         h = self.group_norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # (B, H*W, C), a view of channels_last memory
         q, k, v = (to(h).unflatten(2, (self.heads, -1)).transpose(1, 2) for to in (self.to_q, self.to_k, self.to_v))
         h = self.attend(q, k, v).transpose(1, 2).flatten(2)
@@ -208,17 +215,19 @@ class UNetBlock(nn.Module):
                 self.attentions.append(attention(out_channels))
 
     def residual(self, i: int, x: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+        """Residual block number i, whose activations are not kept under gradient checkpointing."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return self._gradient_checkpointing_func(self.resnets[i], x, temb)
         return self.resnets[i](x, temb)
 
     def layer(self, i: int, x: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+        """Residual block number i and its attention, if there is one."""
         x = self.residual(i, x, temb)
         return self.attentions[i](x) if self.attentions else x
 
 
 class DownBlock2D(UNetBlock):
-    """x (B, in, H, W) -> (B, out, H/2, W/2), or (B, out, H, W) if downsample is None; and the output of each layer, the skips."""
+    """Layers, then `downsample`, a layer that halves H and W, unless it is None."""
 
     def __init__(
         self,
@@ -232,6 +241,7 @@ class DownBlock2D(UNetBlock):
         self.downsamplers = nn.ModuleList([downsample(out_channels, out_channels)] if downsample else [])
 
     def forward(self, x: torch.Tensor, temb: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """`x` (B, in, H, W) -> (B, out, H/2, W/2), or (B, out, H, W) without downsampling; and the output of each layer, the skips."""
         skips = []
         for i in range(len(self.resnets)):
             x = self.layer(i, x, temb)
@@ -243,7 +253,7 @@ class DownBlock2D(UNetBlock):
 
 
 class UpBlock2D(UNetBlock):
-    """x (B, in, H, W) and a skip for each layer, the last first -> (B, out, 2H, 2W), or (B, out, H, W) if upsample is None."""
+    """Layers that take a skip each, then `upsample`, a layer that doubles H and W, unless it is None."""
 
     def __init__(
         self,
@@ -257,6 +267,7 @@ class UpBlock2D(UNetBlock):
         self.upsamplers = nn.ModuleList([upsample(out_channels, out_channels)] if upsample else [])
 
     def forward(self, x: torch.Tensor, skips: tuple[torch.Tensor, ...], temb: torch.Tensor) -> torch.Tensor:
+        """`x` (B, in, H, W) and the skips, of which the first layer takes the last -> (B, out, 2H, 2W), or (B, out, H, W)."""
         for i, skip in enumerate(reversed(skips)):
             x = self.layer(i, torch.cat([x, skip], dim=1), temb)
         for upsample in self.upsamplers:
@@ -265,7 +276,7 @@ class UpBlock2D(UNetBlock):
 
 
 class UNetMidBlock2D(UNetBlock):
-    """Residual block, attention, residual block, the output of each divided by `scale`: (B, C, H, W) -> the same."""
+    """Residual block, attention, residual block, the output of each divided by `scale`."""
 
     def __init__(self, channels: int, resnet: Callable, attention: Callable | None, scale: float):
         super().__init__([channels], channels, resnet, attention)
@@ -273,6 +284,7 @@ class UNetMidBlock2D(UNetBlock):
         self.scale = scale
 
     def forward(self, x: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> the same."""
         x = self.residual(0, x, temb) / self.scale
         for attention in self.attentions:
             x = attention(x) / self.scale
@@ -281,19 +293,19 @@ class UNetMidBlock2D(UNetBlock):
 
 # The other types of block are these two with other parts. They have classes, as in stock, because wrappers choose blocks by class name.
 class AttnDownBlock2D(DownBlock2D):
-    pass
+    """With attention after each residual block."""
 
 
 class ResnetDownsampleBlock2D(DownBlock2D):
-    pass
+    """With a residual block that halves H and W in place of the convolution."""
 
 
 class AttnUpBlock2D(UpBlock2D):
-    pass
+    """With attention after each residual block."""
 
 
 class ResnetUpsampleBlock2D(UpBlock2D):
-    pass
+    """With a residual block that doubles H and W in place of the convolution."""
 
 
 # ---------------------------------------------------------------------- the model
@@ -450,7 +462,9 @@ class DDPMUNet2DModel(UNet2DModel):
         class_labels: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[torch.Tensor]:
-        """Args:
+        """The model's output for x_t at t.
+
+        Args:
             sample: x_t, (B, C, H, W) in the model's dtype.
             timestep: t, for all images (a number, () or (1,)) or for each (B,).
             class_labels: for a model with classes, int64 (B,), or floats (B, D) where class_embed_type is "identity".

@@ -111,6 +111,7 @@ class Consistency:
         noise: torch.Tensor,
         condition: Condition,
     ) -> torch.Tensor:
+        """Losses (B,), arguments as this file's docstring has them; t is drawn anew, log-normal in kappa, from the t that is given."""
         kappa, t_of = (table.to(t.device, non_blocking=True) for table in (self.kappa, self.t_of))
         t = t_of[t]
         q = 8 * 2 ** int(4 * self.progress)
@@ -181,8 +182,11 @@ def make_objective(
 
 
 def drop_condition(given: Condition, null: Condition, uniform: torch.Tensor, rate: float) -> Condition:
-    """Replace the condition by its null where uniform, (B,) in [0, 1), is below `rate` (classifier-free guidance, arXiv:2207.12598,
-    Algorithm 1). Of a condition of two parts each one alone and both are dropped a third of these times (arXiv:2211.09800, Section 3.2.1)."""
+    """Replace the condition by its null where uniform, (B,) in [0, 1), is below `rate`.
+
+    For classifier-free guidance (arXiv:2207.12598, Algorithm 1). Of a condition of two parts the first, the second and both are dropped a third
+    of these times each (arXiv:2211.09800, Section 3.2.1).
+    """
     subset = 1 + (uniform / rate * (2 ** len(given) - 1)).long()  # its bits say which parts
     dropped = {name: (uniform < rate) & (subset >> i & 1).bool() for i, name in enumerate(given)}
     return {

@@ -42,8 +42,10 @@ Generator = torch.Generator | list[torch.Generator] | None
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware computes in bfloat16; a CPU that converts instead takes two to eight times as long as in float32. Of an
-    accelerator other than CUDA's nothing is known: no."""
+    """Whether the hardware computes in bfloat16; False for an accelerator other than CUDA's, of which nothing is known.
+
+    A CPU that converts instead takes two to eight times as long as in float32.
+    """
     if device.type != "cpu":
         return torch.cuda.is_bf16_supported(False)
     if platform.machine() in ("x86_64", "AMD64"):  # where oneDNN calls the conversion support
@@ -256,8 +258,10 @@ class DDPMImagePipeline(DiffusionPipeline):
         return network(x_t.to(self.unet.dtype), t, **words, return_dict=False)[0].float()
 
     def predict_x_0(self, output: torch.Tensor, t: torch.Tensor | int, x_t: torch.Tensor) -> torch.Tensor:
-        """x_0 (B, C, H, W) that the network's output at x_t and t, () or (B,), stands for; not clipped. For every scheduler that has
-        alphas_cumprod and predicts noise, x_0 or v."""
+        """The x_0 (B, C, H, W) that the network's output at x_t and t, () or (B,), stands for; not clipped.
+
+        For every scheduler that has alphas_cumprod and predicts noise, x_0 or v.
+        """
         t = torch.as_tensor(t).to(x_t.device).long().reshape(-1, 1, 1, 1)
         abar = self.scheduler.alphas_cumprod.to(x_t.device)[t]
         of_x_t, of_output = _x_0_weights(abar, self.scheduler.config.prediction_type)
@@ -422,9 +426,9 @@ class DDPMImagePipeline(DiffusionPipeline):
         prompt: str | Sequence[str] | None = None,
         prompt_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The noise (B, C, H, W) from which DDIM draws the pictures: `pipe(latents=pipe.invert(image), eta=0, num_inference_steps=50)`,
-        with the same condition and without guidance, gives them back.
+        """The noise (B, C, H, W) from which DDIM draws the pictures.
 
+        `pipe(latents=pipe.invert(image), eta=0, num_inference_steps=50)`, with the same condition and without guidance, gives them back.
         With abar = cos(angle)^2 a step from x_t to x_s is a turn: x_s = cos(turn) x_t - sin(turn) v(x_t). It is undone by two rounds of
         fixed-point iteration, x_t = (x_s + sin(turn) v(x_t)) / cos(turn) (arXiv:2309.04907); the first is DDIM inversion as it is known.
 
@@ -806,8 +810,10 @@ class DDPMImagePipeline(DiffusionPipeline):
 
     @staticmethod
     def find_class(name: str, library: ModuleType = diffusers) -> Any:
-        """The class that a saved model names: the package's own, also for stock ones that agree with it in config and weights, or
-        else the library's. None if neither has it."""
+        """The class that a saved model names; None if neither this package nor the library has it.
+
+        It is the package's own, also for stock ones that agree with it in config and weights, or else the library's.
+        """
         ours = _OURS.get(name, name)
         package = import_module(__package__)
         return getattr(package, ours) if ours in package.__all__ else getattr(library, name, None)
@@ -816,8 +822,10 @@ class DDPMImagePipeline(DiffusionPipeline):
     def _load_part(
         cls, name: str, saved: list[str] | None, path: str | os.PathLike, hub_options: dict, options: dict
     ) -> Any:
-        """A part as the class that model_index.json names, of this package, diffusers or transformers; safetensors only, for
-        unpickling a .bin can run any code."""
+        """A part as the class that model_index.json names, of this package, diffusers or transformers.
+
+        From safetensors only: unpickling a .bin can run any code.
+        """
         library, kind = _PARTS[name]
         _, saved_class = saved or (None, None)
         part_class = cls.find_class(str(saved_class), library())
@@ -959,7 +967,7 @@ def _preprocess(name: str, image: PipelineImageInput, **options: bool) -> torch.
 
 
 def _randn(shape: Sequence[int], generator: Generator, device: torch.device) -> torch.Tensor:
-    """diffusers' `randn_tensor`, float32, which does not wait for the device where the generator is on the CPU."""
+    """Standard normals by diffusers' `randn_tensor`, float32, which does not wait for the device where the generator is on the CPU."""
     first = generator[0] if isinstance(generator, list) else generator
     own = device if first is None else first.device
     return randn_tensor(shape, generator=generator, device=own, dtype=torch.float32).to(device, non_blocking=True)

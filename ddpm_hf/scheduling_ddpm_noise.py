@@ -231,11 +231,13 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
         return self._tables[key], t
 
     def _on_chain(self, timestep: Timestep) -> Timestep:
-        """t as an int of the chain, where reading it waits for no accelerator; else the tensor."""
+        """The timestep as an int of the chain, where reading it waits for no accelerator; else the tensor."""
         if isinstance(timestep, torch.Tensor):
             if timestep.ndim > 0 or timestep.device.type != "cpu" or torch.compiler.is_compiling():
                 return timestep
-        t = timestep.item() if isinstance(timestep, torch.Tensor) else timestep
+            t = timestep.item()
+        else:
+            t = timestep
         if t not in self._next:
             raise IndexError(f"timestep={t} is not one of the chain's timesteps {_ends(list(self._next))}.")
         return int(t)
@@ -281,13 +283,13 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
         return (c.sqrt_abar[t] * x_0 + c.sqrt_one_minus_abar[t] * noise).to(original_samples.dtype)
 
     def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: Timestep) -> torch.Tensor:
-        """v = sqrt(abar_t) noise - sqrt(1 - abar_t) x_0 (arXiv:2202.00512, Section 4); shapes and dtypes as in `add_noise`."""
+        """Velocity v = sqrt(abar_t) noise - sqrt(1 - abar_t) x_0 (arXiv:2202.00512, Section 4); shapes and dtypes as in `add_noise`."""
         x_0, noise = _float(sample), _float(noise)
         c, t = self._at(timesteps, x_0)
         return (c.sqrt_abar[t] * noise - c.sqrt_one_minus_abar[t] * x_0).to(sample.dtype)
 
     def get_target(self, x_0: torch.Tensor, noise: torch.Tensor, timesteps: Timestep) -> torch.Tensor:
-        """What the model should output for (x_0, noise, t): the noise, x_0 or v, as `prediction_type` says. (B, ...)"""
+        """What the model should output for (x_0, noise, t): (B, ...), the noise, x_0 or v, as `prediction_type` says."""
         if self.config.prediction_type == "v_prediction":
             return self.get_velocity(x_0, noise, timesteps)
         return noise if self.config.prediction_type == "epsilon" else x_0
@@ -348,7 +350,7 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
         return (x_0.clamp(-s, s) / s).reshape(sample.shape).to(sample.dtype)
 
     def _log_variance(self, model_output: torch.Tensor, timestep: Timestep, x_t: torch.Tensor) -> torch.Tensor:
-        """log sigma_t^2 of p."""
+        """Logarithm of sigma_t^2 of p."""
         c, t = self._at(timestep, x_t)
         if "fixed" in self.variance_type:
             return c.log_large[t] if "large" in self.variance_type else c.log_small[t]
@@ -393,8 +395,7 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
         use_clipped_model_output: bool = False,
         previous_original_sample: torch.Tensor | None = None,
     ) -> DDPMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
-        """Draw x_{t-1} from p(x_{t-1} | x_t): a line of Algorithm 2, or with `eta` a step of DDIM (0 is deterministic, 1 is DDPM with
-        variance beta~, whatever the model says of it).
+        """Draw x_{t-1} from p(x_{t-1} | x_t): a line of Algorithm 2, or with `eta` a step of DDIM.
 
         Args:
             model_output: (B, C, ...), or (B, 2C, ...) with a learned variance.
@@ -403,6 +404,8 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
                 accelerator an int is fastest: its coefficients need no launch, and the last step draws no noise.
             sample: x_t, (B, C, ...) in any float dtype; computed in float32 or better and returned in its own dtype.
             generator: for the noise; a list has one for each sample.
+            return_dict: whether to return a `DDPMSchedulerOutput` instead of a tuple of its two fields.
+            eta: None is Algorithm 2; 0 is DDIM, deterministic; 1 is DDPM with variance beta~, whatever the model says of it.
             use_clipped_model_output: with `eta`, take the noise from the clipped x_0, as the posterior does, and not from the output.
             previous_original_sample: `pred_original_sample` (B, C, ...) of the step before, which makes this one of second order:
                 DPM-Solver++(2M) with eta=0, its SDE with eta=1 (arXiv:2211.01095).
@@ -462,7 +465,7 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
 
 
 def randn_like(x: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None) -> torch.Tensor:
-    """diffusers' `randn_tensor` of the shape, dtype and device of x (B, ...), which does not wait where the generator is on the CPU."""
+    """Standard normals by diffusers' `randn_tensor`, of the shape, dtype and device of x (B, ...), which does not wait where the generator is on the CPU."""
     first = generator[0] if isinstance(generator, list) else generator
     device = x.device if first is None else first.device
     noise = randn_tensor(x.shape, generator=generator, device=device, dtype=x.dtype)

@@ -45,6 +45,7 @@ DIT = Preset(
 
 
 def main(arguments: list[str]) -> Path:
+    """The folder of the run, with the saved model and dit.png, an image of each class."""
     PRESETS["dit"] = DIT
     folder = train(parse_args(["--preset", "dit", *arguments]))
     if not (folder / "model_index.json").exists():  # the run was stopped; --resume goes on

@@ -16,6 +16,7 @@ from ddpm_hf.training import train
 
 
 def main(model: str, photos: str, *arguments: str) -> Path:
+    """The folder of the run, with the saved model and fine_tuned.png, eight images of each class."""
     folder = train(parse_args(["--init_from", model, "--dataset", photos, *arguments]))
     if not (folder / "model_index.json").exists():  # the run was stopped; --resume goes on
         return folder

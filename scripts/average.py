@@ -1,4 +1,4 @@
-"""Make a model of another average of a run's weights (EDM2, arXiv:2312.02696), of a run with --ema_sigma_rels 0.05 0.1:
+"""Make a model of another average of a run's weights (EDM2, arXiv:2312.02696). The run was trained with --ema_sigma_rels 0.05 0.1.
 
     python scripts/average.py RUN --sigma_rel 0.08 --output_dir MODEL [--step N]
 
@@ -20,6 +20,7 @@ RUN = ("train_runtime", "train_steps", "train_samples", "num_processes", "hardwa
 
 @command
 def main(argv: list[str]) -> None:
+    """Saves the model, with the run's config and results, and prints its folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN", help="The folder of a run.")
     parser.add_argument("--sigma_rel", type=float, required=True, help="The width of the average, e.g. 0.08.")

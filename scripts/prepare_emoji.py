@@ -110,7 +110,7 @@ def of_one_tone(pictures: list[tuple[Path, dict]]) -> list[tuple[Path, dict]]:
     return kept + list(by_hash.values())
 
 
-def write(folder: Path, pictures: list[tuple[Path, dict]], one_tone: bool) -> None:
+def _write(folder: Path, pictures: list[tuple[Path, dict]], one_tone: bool) -> None:
     held_out = held_out_names(pictures)
     if one_tone:
         chosen = {row["file_name"] for _, row in of_one_tone(pictures)}
@@ -127,6 +127,7 @@ def write(folder: Path, pictures: list[tuple[Path, dict]], one_tone: bool) -> No
 
 
 def main() -> None:
+    """Installs the two packages and writes their pictures and captions, all or nothing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where to; must not exist yet")
     parser.add_argument(
@@ -140,7 +141,7 @@ def main() -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
             packages = install(Path(temporary))
-            write(
+            _write(
                 Path(temporary, "emoji"),
                 [row for package in packages.items() for row in read(*package)],
                 args.one_tone,

@@ -44,6 +44,8 @@ FID, KID, precision and recall in `scripts/evaluate.py`.
 
 @dataclass
 class ClassifierConfig:
+    """The images, the size at which they are seen, and the training of the classifier."""
+
     output: str = field(metadata={"help": "The folder that gets the classifier."})
     dataset: str = field(default=FASHION_MNIST, metadata={"help": "The Hub id or folder of the images."})
     image_column: str | None = field(
@@ -111,6 +113,7 @@ def make_model(config: ClassifierConfig, class_names: list[str]) -> "transformer
 
 @command
 def main(args: list[str]) -> None:
+    """Trains on the split "train", measures on "test", saves the classifier with its card."""
     parser = HfArgumentParser(ClassifierConfig, description=__doc__, formatter_class=HelpFormatter)
     config = parse_dataclass(parser, args)[0]
     import torch

@@ -90,10 +90,12 @@ def run(line: str, monkeypatch) -> None:
         preset = PRESETS[arguments[arguments.index("--preset") + 1]]
         arguments += ["--dataset", "captions"] if preset.text_encoder else ["--preset", "tiny"]
     monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+    code = None
     try:
         runpy.run_path(str(script), run_name="__main__")
     except SystemExit as end:
-        assert not end.code, line
+        code = end.code
+    assert not code, line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -57,7 +57,7 @@ def test_another_objective(tmp_path):
     assert pipe.null_label == 10 and tuple(pipe.unet.config.block_out_channels) == (32, 64, 96)
     told = yaml.safe_load((folder / "training_config.yaml").read_text())
     assert told["objective"] == "pseudo_huber" and told["snr_gamma"] is None
-    with pytest.raises(ValueError, match="snr_gamma=5.0 belongs to the objectives of ddpm_hf"):
+    with pytest.raises(ValueError, match=r"snr_gamma=5.0 belongs to the objectives of ddpm_hf"):
         objective.main(["--output_dir", str(tmp_path / "other"), *options, "--snr_gamma", "5"])
 
 

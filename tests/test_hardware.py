@@ -11,7 +11,9 @@ from ddpm_hf.hardware import default_precision, describe_hardware, runs_on_cpu, 
 from ddpm_hf.pipeline_ddpm_image import has_bfloat16
 
 
-@pytest.mark.parametrize("device, num_ranks, threads", [("cpu", 1, 6), ("cpu", 4, 1), ("cpu", 8, 1), ("cuda", 1, 2)])
+@pytest.mark.parametrize(
+    ("device", "num_ranks", "threads"), [("cpu", 1, 6), ("cpu", 4, 1), ("cpu", 8, 1), ("cuda", 1, 2)]
+)
 def test_ranks_share_the_cores(monkeypatch, device, num_ranks, threads):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
     before = torch.get_num_threads()
@@ -24,7 +26,7 @@ def test_ranks_share_the_cores(monkeypatch, device, num_ranks, threads):
 
 
 @pytest.mark.parametrize(
-    "asked, native, gpu, expected",
+    ("asked", "native", "gpu", "expected"),
     [
         (None, True, False, "bf16"),
         (None, False, False, "no"),
@@ -46,7 +48,7 @@ def test_bfloat16_is_the_default_where_it_is_fast(monkeypatch, asked, native, gp
     assert default_precision() == expected
 
 
-@pytest.mark.parametrize("cores, words", [({3}, "1 CPU core"), ({3, 4}, "2 CPU cores")])
+@pytest.mark.parametrize(("cores", "words"), [({3}, "1 CPU core"), ({3, 4}, "2 CPU cores")])
 def test_hardware_in_words(monkeypatch, cores, words):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: cores, raising=False)
     assert describe_hardware(SimpleNamespace(device=torch.device("cpu"), num_processes=1)) == words
@@ -56,7 +58,7 @@ def test_a_gpu_that_is_not_cuda_has_its_kind_for_a_name():
     assert describe_hardware(SimpleNamespace(device=torch.device("xpu"), num_processes=2)) == "2 x XPU"
 
 
-@pytest.mark.parametrize("kind, expected", [("cuda", False), ("xpu", False), ("mps", True)])
+@pytest.mark.parametrize(("kind", "expected"), [("cuda", False), ("xpu", False), ("mps", True)])
 def test_a_gpu_without_float64_is_left_alone(monkeypatch, kind, expected):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(kind))

@@ -146,7 +146,7 @@ def test_each_part_of_a_condition_is_dropped_alone_and_with_the_other():
 
 def test_hybrid_needs_a_learned_variance():
     pipeline = SimpleNamespace(scheduler=DDPMNoiseScheduler(variance_type="fixed_large"))
-    with pytest.raises(ValueError, match="objective='hybrid' .* variance_type is 'fixed_large'"):
+    with pytest.raises(ValueError, match=r"objective='hybrid' .* variance_type is 'fixed_large'"):
         make_objective("hybrid", pipeline)
 
 
@@ -190,5 +190,5 @@ def test_the_teacher_goes_to_the_device_of_the_images():
 
 def test_distillation_needs_a_condition():
     pipeline = SimpleNamespace(unet=torch.nn.Linear(1, 1), scheduler=DDPMNoiseScheduler(), takes=())
-    with pytest.raises(ValueError, match="distill_guidance=1.3: the model has no condition"):
+    with pytest.raises(ValueError, match=r"distill_guidance=1.3: the model has no condition"):
         make_objective("consistency", pipeline, guidance=1.3)

@@ -223,7 +223,7 @@ def test_eta_is_refused_where_the_step_takes_none(steps):
     pipe = make_pipeline(scheduler=DDPMScheduler())
     assert len(pipe(num_inference_steps=steps).images) == 1
     pipe.unet.forward = None
-    with pytest.raises(ValueError, match="eta=0.0: DDPMScheduler takes none"):
+    with pytest.raises(ValueError, match=r"eta=0.0: DDPMScheduler takes none"):
         pipe(num_inference_steps=steps, eta=0.0)
     with pytest.raises(ValueError, match="solver_order=2: DDPMScheduler takes none"):
         pipe(num_inference_steps=steps, solver_order=2)
@@ -518,7 +518,7 @@ def test_latents_as_they_are():
 def test_names_that_differ_by_case():
     pipe = make_pipeline(num_class_embeds=3, id2label={0: "apple", 1: "Apple"})
     assert pipe.get_label_ids(["Apple", "apple"]) == [1, 0]
-    with pytest.raises(ValueError, match="class_labels=.'APPLE'"):
+    with pytest.raises(ValueError, match=r"class_labels=.'APPLE'"):
         pipe.get_label_ids("APPLE")
 
 
@@ -579,7 +579,7 @@ def test_a_model_of_text_is_saved_with_its_encoder(of_text, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words, message",
+    ("words", "message"),
     [
         ({"prompt": "a cat", "class_labels": 1}, "class_labels and prompt, and not both"),
         ({"class_labels": 1}, "class_labels=1: this model was trained with text"),
@@ -839,7 +839,7 @@ def test_one_picture_or_mask_serves_a_batch(counts):
     given["mask_image"] = [np.ascontiguousarray(x) for x in masks[: counts[1]]]
     assert len(pipe(num_inference_steps=1, **given).images) == 2
     assert (pipe.seen[0][:, 2] == 1 - torch.tensor(LEFT)).all()  # LEFT is the same upside down
-    with pytest.raises(ValueError, match="batch_size=3 must agree with the lengths of {'class_labels': 2}"):
+    with pytest.raises(ValueError, match=r"batch_size=3 must agree with the lengths of {'class_labels': 2}"):
         pipe.encode(class_labels=[0, 1], batch_size=3)
 
 
@@ -943,7 +943,7 @@ def test_invert_takes_a_condition(labelled, of_text):
         make_pipeline(scheduler=DDPMScheduler()).invert(GREY)
     with pytest.raises(ValueError, match="image has 1 channels: this model draws 3"):
         make_pipeline(in_channels=3, out_channels=3).invert(GREY)
-    with pytest.raises(ValueError, match="'class_labels': 2, .*'image': 3"):
+    with pytest.raises(ValueError, match=r"'class_labels': 2, .*'image': 3"):
         labelled.invert(random_pixels(3, 8, 8) / 255, class_labels=[0, 1])
 
 
@@ -1023,7 +1023,7 @@ def test_loads_as_the_stock_pipeline_does(folder, of_text, tmp_path):
 def test_a_stock_pipeline_of_ours_is_a_stock_pipeline(folder):
     """`from_pipe` with the parts that it takes; its `from_pretrained` names the code that it would have to run instead."""
     pipe = make_pipeline()
-    with pytest.raises(ValueError, match="DDIMPipeline.* expected"):
+    with pytest.raises(ValueError, match=r"DDIMPipeline.* expected"):
         DDIMPipeline.from_pipe(pipe)
     stock = DDIMPipeline.from_pipe(pipe, unet=pipe.unet)
     stock.set_progress_bar_config(disable=True)
@@ -1031,7 +1031,7 @@ def test_a_stock_pipeline_of_ours_is_a_stock_pipeline(folder):
     image = pipe(generator=seeds(0)[0], num_inference_steps=4, eta=0.0, output_type="np").images
     options = {"num_inference_steps": 4, "use_clipped_model_output": True, "output_type": "np"}
     assert np.abs(stock(generator=seeds(0)[0], **options).images - image).max() < 1e-5
-    with pytest.raises(ValueError, match="contains custom code in pipeline_ddpm_image.py"):
+    with pytest.raises(ValueError, match=r"contains custom code in pipeline_ddpm_image.py"):
         DDIMPipeline.from_pretrained(folder)
 
 
@@ -1066,7 +1066,7 @@ def test_a_part_that_is_no_model_and_no_scheduler_is_not_loaded(folder, tmp_path
     index = json.loads((folder / "model_index.json").read_text()) | {"scheduler": part}
     shutil.copytree(folder, tmp_path / "evil")
     (tmp_path / "evil" / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="model_index.json: scheduler=.* is no SchedulerMixin of diffusers"):
+    with pytest.raises(ValueError, match=r"model_index.json: scheduler=.* is no SchedulerMixin of diffusers"):
         DDPMImagePipeline.from_pretrained(tmp_path / "evil")
 
 
@@ -1078,7 +1078,7 @@ WITH_NULL = {"num_class_embeds": 4, "id2label": NAMES}
 
 
 @pytest.mark.parametrize(
-    "config, kwargs, words",
+    ("config", "kwargs", "words"),
     [
         ({}, {"output_type": "jpg"}, "output_type='jpg'.*'pil', 'np', 'pt' or 'latent'"),
         ({}, {"class_labels": [1]}, r"class_labels=\[1\].*without class labels"),
@@ -1152,7 +1152,7 @@ def test_refuses_pictures_where_the_scheduler_cannot_take_them():
     euler, edm = make_pipeline(scheduler=EulerDiscreteScheduler()), make_pipeline(scheduler=EDMEulerScheduler())
     with pytest.raises(ValueError, match="num_resample=2: EulerDiscreteScheduler scales its latents"):
         euler(image=GREY, mask_image=LEFT, num_resample=2, num_inference_steps=2)
-    with pytest.raises(ValueError, match="image: EDMEulerScheduler .* tells no x_0"):
+    with pytest.raises(ValueError, match=r"image: EDMEulerScheduler .* tells no x_0"):
         edm(image=GREY, mask_image=LEFT, num_inference_steps=2)
 
 

@@ -134,7 +134,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("prediction_type, variance_type, eta", CASES)
+@pytest.mark.parametrize(("prediction_type", "variance_type", "eta"), CASES)
 def test_gaussian_data_comes_out(prediction_type, variance_type, eta):
     """A fixed variance and DDIM are exact in the limit of many steps (measured bias of the covariance: below 4 / n). A learned diagonal
     variance needs few, for a diagonal covariance: then p(x_s | x_t) is a Gaussian with exactly that mean and variance."""

@@ -38,6 +38,7 @@ def parse_args(args: list[str]) -> tuple[EvaluationConfig, argparse.Namespace]:
 
 @command
 def main(args: list[str]) -> int:
+    """`ddpm-evaluate`: writes the figures and their picture, prints the table. Returns the exit code."""
     config, paths = parse_args(args)
     from .. import hub
     from ..evaluation import evaluate, report

@@ -17,6 +17,7 @@ SPACE_APP = Path(__file__).resolve().parents[2] / "spaces_app"
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
+    """The options; a mixture of those for a model and for a Space ends the program with one line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("folder", metavar="MODEL", nargs="?", help="The folder of a saved model.")
     parser.add_argument("--repo_id", help="Where to push it: owner/name, or name for your own account.")
@@ -41,6 +42,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 
 @command
 def main(argv: list[str]) -> None:
+    """`ddpm-push`: prints the address of the commit or of the pull request."""
     args = parse_args(argv)
     from .. import hub
 

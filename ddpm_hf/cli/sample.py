@@ -12,7 +12,7 @@ from ..evaluation.samplers import SAMPLERS, with_sampler
 from . import HelpFormatter, command
 
 
-def make_parser() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("model", help="The folder or Hub id of a saved model.")
@@ -38,7 +38,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def parse_args(args: list[str]) -> argparse.Namespace:
-    parser = make_parser()
+    """The options, checked as far as this goes without the model; a wrong one ends the program with one line."""
+    parser = _make_parser()
     options = parser.parse_args(args)
     if options.output is None and options.output_dir is None:
         options.output = Path("grid.png")
@@ -69,6 +70,7 @@ def parse_args(args: list[str]) -> argparse.Namespace:
 
 @command
 def main(args: list[str]) -> None:
+    """`ddpm-sample`: writes the grid, the single images and the animation that were asked for, and prints their paths."""
     options = parse_args(args)
     from accelerate import PartialState
 

@@ -87,6 +87,7 @@ class ListPresets(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> NoReturn:
+        """A line for each preset, with the values that hold where no option changes them."""
         rows = [("preset", "data set", "images", "condition", "predicts", "steps", "batch", "learning rate")]
         for name, preset in PRESETS.items():
             size, recipe = preset.unet["sample_size"], find_recipe(name, None, None, None)
@@ -103,6 +104,7 @@ class ListPresets(argparse.Action):
 
 @command
 def main(args: list[str]) -> None:
+    """`ddpm-train`: one run, to its end or to a Ctrl-C."""
     config = parse_args(args)
     from ..training import train
 

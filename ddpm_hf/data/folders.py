@@ -181,7 +181,7 @@ def _places(paths: list[list[str]]) -> list[tuple[str, str]]:
 
 
 def _without_common_folder(paths: list[list[str]]) -> list[list[str]]:
-    depth = len(os.path.commonprefix([parts[:-1] for parts in paths]))
+    depth = len(os.path.commonprefix([parts[:-1] for parts in paths]))  # noqa: RUF071  # of lists
     return [parts[depth:] for parts in paths]
 
 

@@ -25,6 +25,7 @@ def find_fashion_mnist() -> Path | None:
 
 
 def is_idx_folder(folder: Path) -> bool:
+    """Whether the folder holds a split's images as an IDX file."""
     return bool(_find(folder, "images"))
 
 

@@ -237,7 +237,7 @@ class ImageDataset(torch.utils.data.Dataset):
         return batch if isinstance(index, list) else {name: values[0] for name, values in batch.items()}
 
     def __getitems__(self, indices: list) -> dict[str, Any]:
-        """Indices, or (position, index) pairs of a `SampleOrder` -> a batch:
+        """The batch of some indices, or of (position, index) pairs of a `SampleOrder`.
 
         "x_0": float32 (B, C, H, W) in [-1, 1]; "position": int64 (B,), for pairs; "class_labels": int64 (B,), of labelled images;
         "prompt": list of str, of images with captions, or, after `embed_captions`, "prompt_embeds": float32 (B, D);

@@ -310,6 +310,7 @@ class Evaluation:
     # ------------------------------------------------------------------ figures
 
     def run(self) -> tuple[dict, dict]:
+        """What `evaluate` returns."""
         result: dict[str, Any] = {name: {} for name in ("metrics", "floors", "spreads", "details")}
         drawn: dict = {}
         if "bpd" in self.metrics:
@@ -361,8 +362,10 @@ class Evaluation:
             self.seconds[name] = time.perf_counter() - start
 
     def _drawn(self, images: torch.Tensor, samples: dict[str, Tensors]) -> dict[str, dict[str, torch.Tensor]]:
-        """What the report shows, a row for each class or one without a name: "samples", (n, C, H, W), and "neighbors": the samples nearest to a
-        training image with that image, (n, 2, C, H, W)."""
+        """What the report shows, a row for each class or one without a name.
+
+        "samples": (n, C, H, W). "neighbors": the samples nearest to a training image with that image, (n, 2, C, H, W).
+        """
         rows, num_samples, num_pairs = {"": np.arange(len(images))}, 64, 12
         if self.pipeline.takes and self.test.class_names:
             labels, num_samples, num_pairs = self.test.labels[self.subset].numpy(), 8, 3

@@ -51,8 +51,11 @@ def list_variants(folder: Path) -> list[str | None]:
 
 
 def copy_files(folder: Path, target: Path, names: Iterable[str]) -> None:
-    """Copy files of a folder; the code of a model is this package's own, whatever lies there. ValueError for a link that leads out of the
-    folder (a snapshot in the Hub's cache has its files in blobs/)."""
+    """Copy files of a folder; the code of a model is this package's own, whatever lies there.
+
+    Raises:
+        ValueError: a link leads out of the folder. (A snapshot in the Hub's cache has its files in blobs/.)
+    """
     places = (folder.resolve(), folder.resolve().parent.parent / "blobs")
     for name in names:
         path = Path(__file__).parents[1] / Path(name).name if name in CODE else folder / name

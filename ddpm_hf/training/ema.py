@@ -57,9 +57,11 @@ class ExponentialAverage(EMAModel):
     shadow_params: list[torch.Tensor]
 
     def state_dict(self) -> dict:
+        """EMAModel's, with full tensors; a collective under FSDP2."""
         return super().state_dict() | {"shadow_params": [full_tensor(tensor) for tensor in self.shadow_params]}
 
     def load_state_dict(self, state_dict: dict) -> None:
+        """Take full tensors, on the devices and sharded as the averages are now."""
         before = self.shadow_params
         super().load_state_dict(state_dict)
         self.shadow_params = [distributed_like(*pair) for pair in zip(self.shadow_params, before)]
@@ -108,12 +110,14 @@ class PowerAverages:
                 path.unlink()
 
     def state_dict(self) -> dict:
+        """The number of steps and the averages by width, as full tensors; a collective under FSDP2."""
         averages = {
             sigma_rel: [full_tensor(tensor) for tensor in average] for sigma_rel, average in self.averages.items()
         }
         return {"num_steps": self.num_steps, "averages": averages}
 
     def load_state_dict(self, state: dict) -> None:
+        """Take a state of averages of the same widths."""
         self.num_steps = state["num_steps"]
         for sigma_rel, average in self.averages.items():
             self.averages[sigma_rel] = [distributed_like(*pair) for pair in zip(state["averages"][sigma_rel], average)]

@@ -131,8 +131,10 @@ def _wait_for_signal_of_rank() -> None:
 
 
 class StopSignals:
-    """Catches SIGTERM and Ctrl-C while it is entered. The first is noted, and the run ends after saving; one that comes more than
-    PASSED_ON_SECONDS later ends it at once."""
+    """Catches SIGTERM and Ctrl-C while it is entered.
+
+    The first is noted, and the run ends after saving; one that comes more than PASSED_ON_SECONDS later ends it at once.
+    """
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
@@ -148,6 +150,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def catch(self, number: int, frame: FrameType | None = None) -> None:
+        """The handler of a signal; KeyboardInterrupt for one that comes well after the first."""
         if self.number is None:
             self.number, self.caught_at = number, time.monotonic()
             self.accelerator.set_trigger()

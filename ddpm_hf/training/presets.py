@@ -68,8 +68,10 @@ def _paper_unet(sample_size: int, block_out_channels: tuple[int, ...], attention
 
 
 def _log_snr_linear_betas(first: float, last: float, num_train_timesteps: int = 1000) -> tuple[float, ...]:
-    """betas whose log-SNR falls linearly from `first` to `last`: then all t weigh the same in the bound, and L_simple is the bound but
-    for its decoder (Kingma et al. 2021, arXiv:2107.00630, Eq. 13)."""
+    """The betas whose log-SNR falls linearly from `first` to `last`.
+
+    All t then weigh the same in the bound, and L_simple is the bound but for its decoder (Kingma et al. 2021, arXiv:2107.00630, Eq. 13).
+    """
     step = (last - first) / (num_train_timesteps - 1)
     alphas_cumprod = [1.0, *(1 / (1 + math.exp(-first - step * t)) for t in range(num_train_timesteps))]
     return tuple(1 - after / before for before, after in pairwise(alphas_cumprod))

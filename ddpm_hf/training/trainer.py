@@ -177,6 +177,7 @@ class Trainer:
     # ------------------------------------------------------------------ the loop
 
     def run(self) -> Path:
+        """Train to the last step, or to a SIGTERM or Ctrl-C, and save. Returns the run's folder."""
         config, accelerator, lock = self.config, self.accelerator, FileLock(self.folder / ".lock")
         on_main_process(accelerator, partial(self._claim_folder, lock))
         self._announce()

@@ -58,7 +58,7 @@ def losses_of(
     data: ImageDataset,
     indices: list[int],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """t and the loss of each of these images, both (B,), on the accelerator, for which this does not wait."""
+    """Timestep and loss of each of these images, both (B,), on the accelerator, for which this does not wait."""
     batch = data[indices]
     x_0 = batch["x_0"].to(accelerator.device, non_blocking=True)
     t, noise, _ = draw(x_0, torch.tensor(indices), 0, len(scheduler))
@@ -72,9 +72,10 @@ def draw_samples(
     data: ImageDataset | StreamedImages | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> PIL.Image.Image | None:
-    """A grid of samples as a PIL image, a row for each of the first classes, or of captions spread over a data set's. A model of condition
-    images is asked for those of the first images, and the grid shows condition, sample and truth. None on all but the main process, and
-    once `stop()` is true on any rank.
+    """A grid of samples, a row for each of the first classes, or of captions spread over a data set's.
+
+    A model of condition images is asked for those of the first images, and the grid shows condition, sample and truth. None on all but the main
+    process, and once `stop()` is true on any rank.
 
     data: what captions and condition images are from. Of a stream, which has no first images, the samples are unconditional.
     stop: asked between sampling steps.

@@ -58,7 +58,9 @@ def test_greys_of_16_bits_are_scaled_to_8(value, kind):
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
 def test_other_depths_are_refused(dtype):
     image = PIL.Image.fromarray(np.ones((4, 4), dtype))
-    with pytest.raises(ValueError, match="it cannot be used: mode .*, allowed are 8 bits per channel and greys of 16"):
+    with pytest.raises(
+        ValueError, match=r"it cannot be used: mode .*, allowed are 8 bits per channel and greys of 16"
+    ):
         decode(stored(image, "tiff"), "it", (1, 4, 4))
 
 
@@ -72,12 +74,12 @@ def test_the_orientation_of_a_camera_is_followed():
 
 def test_a_decompression_bomb_is_refused(monkeypatch):
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ValueError, match="it cannot be used: Image size .* decompression bomb"):
+    with pytest.raises(ValueError, match=r"it cannot be used: Image size .* decompression bomb"):
         decode(stored(PIL.Image.new("1", (20, 20))), "it", (1, 4, 4))
 
 
 @pytest.mark.parametrize("value", [None, {"bytes": None, "path": None}, {"bytes": b"", "path": None}, "nowhere.png"])
 def test_no_image_is_one_line(value):
-    with pytest.raises(ValueError, match="^it .*cannot be used: .") as raised:
+    with pytest.raises(ValueError, match=r"^it .*cannot be used: .") as raised:
         decode(value, "it", (1, 4, 4))
     assert "\n" not in str(raised.value)

@@ -48,7 +48,7 @@ def test_folders_of_splits(photos, train, other):
     assert class_counts(folder, split="test") == {"cats": 5, "dogs": 5}
     told = load_image_dataset(folder, **GRAY).describe()
     assert "skipped 1 files: 1 outside the folders of the splits" in told and "sample.png" in told
-    with pytest.raises(ValueError, match="folders .*elsewhere.* are neither all splits nor all classes"):
+    with pytest.raises(ValueError, match=r"folders .*elsewhere.* are neither all splits nor all classes"):
         load_image_dataset(photos(f"{Path(train).parent}/elsewhere/a.png"), **GRAY)
 
 
@@ -79,7 +79,7 @@ def test_what_lies_beside_class_folders_costs_no_class(photos):
 def test_a_list_of_labels_that_is_not_read_is_refused(photos):
     folder = photos("a.png", "b.png")
     Path(folder, "labels.csv").write_text("file,label\na.png,cat\n")
-    with pytest.raises(ValueError, match="labels.csv is not read; metadata.csv would be, with a column file_name"):
+    with pytest.raises(ValueError, match=r"labels.csv is not read; metadata.csv would be, with a column file_name"):
         load_image_dataset(folder, **GRAY)
     assert len(load_image_dataset(folder, conditions=(), **GRAY)) == 2
 
@@ -161,15 +161,15 @@ def test_a_zip_leaves_its_folder_alone_and_says_what_is_wrong(photos, tmp_path, 
     for inner, outer in (("pets", "nested"), ("nested", "deeper")):
         with zipfile.ZipFile(tmp_path / f"{outer}.zip", "w") as archive:
             archive.write(tmp_path / f"{inner}.zip", f"{inner}.zip")
-    with pytest.raises(FileNotFoundError, match="no images or tables among 1 files nested/pets.zip"):
+    with pytest.raises(FileNotFoundError, match=r"no images or tables among 1 files nested/pets.zip"):
         load_image_dataset(str(tmp_path / "deeper.zip"), **GRAY)  # some zips hold themselves
     path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(ValueError, match="pets.zip: .*not a zip file"):
+    with pytest.raises(ValueError, match=r"pets.zip: .*not a zip file"):
         load_image_dataset(str(path), **GRAY)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.png", b"0" * 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 1500))
-    with pytest.raises(ValueError, match="pets.zip: it unpacks to 1,000 bytes, and .* has 1,500 free"):
+    with pytest.raises(ValueError, match=r"pets.zip: it unpacks to 1,000 bytes, and .* has 1,500 free"):
         load_image_dataset(str(path), **GRAY)
 
 
@@ -185,7 +185,7 @@ def test_images_and_tables_in_one_folder_are_refused(photos, table):
         load_image_dataset(folder, **GRAY)
     Path(folder, "banner.png").unlink()
     Path(folder, "more.tar").write_bytes(b"")
-    with pytest.raises(ValueError, match="tables of several kinds, more.tar, train.parquet"):
+    with pytest.raises(ValueError, match=r"tables of several kinds, more.tar, train.parquet"):
         load_image_dataset(folder, **GRAY)
 
 
@@ -248,7 +248,7 @@ def test_metadata_refusals(photos, case):
 def test_metadata_without_a_row(photos):
     folder = photos("a.png")
     Path(folder, "metadata.csv").write_text("file_name,label\n")
-    with pytest.raises(ValueError, match="metadata.csv: no image is named"):
+    with pytest.raises(ValueError, match=r"metadata.csv: no image is named"):
         load_image_dataset(folder, **GRAY)
 
 

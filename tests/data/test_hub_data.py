@@ -25,5 +25,5 @@ def test_data_sets_of_the_same_hub(remote, tmp_path):
         assert (data.images[:3] == torch.tensor([0, 40, 80])[:, None, None, None]).all()
     streamed = load_image_dataset("alice/garments", streaming=True, **RGB)
     assert sorted(next(iter(streamed))) == ["class_labels", "position", "x_0"]
-    with pytest.raises(FileNotFoundError, match="dataset='alice/own-garments': .*doesn't exist on the Hub"):
+    with pytest.raises(FileNotFoundError, match=r"dataset='alice/own-garments': .*doesn't exist on the Hub"):
         load_image_dataset("alice/own-garments", token="hf_bob", cache_dir=str(tmp_path / "other-cache"), **RGB)

@@ -14,11 +14,11 @@ def samples(steps, total=64, **topology):
     num_ranks, accumulation = topology.get("num_ranks", 1), topology.get("gradient_accumulation_steps", 1)
     batch_size = total // num_ranks // accumulation
     ranks = [iter(SampleOrder(100, batch_size, 7, rank=rank, **topology)) for rank in range(num_ranks)]
-    return [sum((next(rank) for _ in range(accumulation) for rank in ranks), []) for _ in range(steps)]
+    return [[pair for _ in range(accumulation) for rank in ranks for pair in next(rank)] for _ in range(steps)]
 
 
 def test_order_shows_every_image_once_per_epoch():
-    pairs = sum(samples(25), [])  # 25 * 64 = 16 epochs of 100
+    pairs = [pair for step in samples(25) for pair in step]  # 25 * 64 = 16 epochs of 100
     assert [position for position, _ in pairs] == list(range(1600))
     epochs = np.array([index for _, index in pairs]).reshape(16, 100)
     assert (np.sort(epochs, axis=1) == np.arange(100)).all() and len({tuple(epoch) for epoch in epochs.tolist()}) == 16

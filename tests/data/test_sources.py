@@ -107,7 +107,7 @@ def test_the_only_split_is_train_whatever_its_name(tmp_path, table):
 def test_fewer_than_ten_images_are_all_trained_on(tmp_path, write_parquet, table):
     folder = write_parquet(tmp_path / "table", table.select(range(9)))
     assert len(load_image_dataset(folder, **GRAY)) == 9
-    with pytest.raises(ValueError, match="split='test': dataset=.* has no other split, .*nothing can be held out"):
+    with pytest.raises(ValueError, match=r"split='test': dataset=.* has no other split, .*nothing can be held out"):
         load_image_dataset(folder, split="test", **GRAY)
 
 
@@ -306,7 +306,7 @@ def test_fashion_mnist_without_the_hub(monkeypatch, idx):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", "http://127.0.0.1:9")  # nothing listens: refused at once
     start = time.perf_counter()
-    with pytest.raises(FileNotFoundError, match="the Hub cannot be reached.*make data.*FASHION_MNIST_DIR"):
+    with pytest.raises(FileNotFoundError, match=r"the Hub cannot be reached.*make data.*FASHION_MNIST_DIR"):
         load_image_dataset(FASHION_MNIST, **GRAY)
     monkeypatch.setenv("FASHION_MNIST_DIR", IDX)
     local = load_image_dataset(FASHION_MNIST, **GRAY)
@@ -315,7 +315,7 @@ def test_fashion_mnist_without_the_hub(monkeypatch, idx):
     monkeypatch.setattr(idx_module, "FASHION_MNIST_FOLDERS", ["/nowhere", IDX])
     test = load_image_dataset(FASHION_MNIST, split="test", **GRAY)
     assert len(test) == 128 and test.class_names == idx_module.FASHION_MNIST_CLASSES
-    with pytest.raises(FileNotFoundError, match="dataset='ylecun/mnist'.*the Hub cannot be reached"):
+    with pytest.raises(FileNotFoundError, match=r"dataset='ylecun/mnist'.*the Hub cannot be reached"):
         load_image_dataset("ylecun/mnist", **GRAY)
     assert time.perf_counter() - start < 20 and not datasets.config.HF_HUB_OFFLINE  # retries would take 23 s each time
 

@@ -85,7 +85,7 @@ def test_a_stream_of_a_folder_holds_out_what_is_held_out_of_the_folder(photos):
 
 
 def test_a_stream_without_a_test_split_has_no_held_out_images(tmp_path, write_parquet, table):
-    with pytest.raises(ValueError, match="split='test'.*nothing can be held out"):
+    with pytest.raises(ValueError, match=r"split='test'.*nothing can be held out"):
         load_image_dataset(write_parquet(tmp_path / "table", table), streaming=True, split="test", **GRAY)
 
 
@@ -97,7 +97,7 @@ def test_a_stream_skips_and_counts_what_cannot_be_decoded(tmp_path, write_parque
     skipping = load_image_dataset(folder, streaming=True, skip_undecodable=True, **GRAY)
     labels = [sample["class_labels"].item() for sample in itertools.islice(skipping, 48)]
     assert sorted(labels) == sorted(label for i, label in enumerate(table["label"]) if i % 4) and skipping.num_skipped
-    with pytest.raises(ValueError, match="sample .* cannot be used"):
+    with pytest.raises(ValueError, match=r"sample .* cannot be used"):
         list(itertools.islice(load_image_dataset(folder, streaming=True, **GRAY), 48))
     nothing = broken.select(range(0, 64, 4)).cast_column("image", datasets.Image())
     nothing = load_image_dataset(

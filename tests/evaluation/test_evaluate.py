@@ -308,7 +308,7 @@ def test_a_set_without_a_test_split_is_measured_on_what_training_holds_out(home,
     assert result["settings"]["num_images"] == 12 and result["metrics"]["nearest_distance"] > 0
     assert "12 images of 8 x 8; 3 classes (0, 1, 2); every tenth image of 'train'" in capsys.readouterr().out
     save_images(tmp_path / "few", 60)
-    with pytest.raises(ValueError, match="there are 6 test images, .* 10 or more"):
+    with pytest.raises(ValueError, match=r"there are 6 test images, .* 10 or more"):
         evaluate(
             str(home / "model"), EvaluationConfig(**options(home, **changes | {"dataset": str(tmp_path / "few")}))
         )
@@ -584,7 +584,7 @@ def test_refusals(home, script, capsys, tmp_path, model, changes, message):
 def test_a_colour_model_and_grey_images_are_refused(home, tmp_path):
     unet = UNet2DModel(**UNET | {"in_channels": 3, "out_channels": 3})
     DDPMPipeline(unet, DDPMScheduler(**CHAIN)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="draws colour images, but those of dataset=.* are grey"):
+    with pytest.raises(ValueError, match=r"draws colour images, but those of dataset=.* are grey"):
         evaluate(str(tmp_path), EvaluationConfig(**options(home)))
 
 

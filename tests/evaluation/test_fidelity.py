@@ -196,7 +196,7 @@ def test_inception_that_is_unavailable_is_one_clear_error(monkeypatch):
         raise OSError("<urlopen error [Errno -2] Name or service not known>")
 
     monkeypatch.setattr(fidelity, "NoTrainInceptionV3", no_network)
-    with pytest.raises(RuntimeError, match="Inception needs torch-fidelity and its weights .*service not known"):
+    with pytest.raises(RuntimeError, match=r"Inception needs torch-fidelity and its weights .*service not known"):
         fidelity.load_inception()
 
 

@@ -40,7 +40,9 @@ def test_card_says_what_metrics_json_says(remote, saved):
     ModelCard.load(snapshot_download("alice/tiny", revision="stock") + "/README.md").validate()
 
 
-@pytest.mark.parametrize("num_processes, options", [(1, "--num_processes 1"), (4, "--multi_gpu --num_processes 4")])
+@pytest.mark.parametrize(
+    ("num_processes", "options"), [(1, "--num_processes 1"), (4, "--multi_gpu --num_processes 4")]
+)
 def test_the_training_command_asks_for_as_many_ranks(tmp_path, num_processes, options):
     """`accelerate launch` alone takes all GPUs that it finds; without --multi_gpu it starts one rank on a CPU."""
     results = TRAIN_RESULTS | {"num_processes": num_processes}
@@ -104,7 +106,7 @@ def test_a_card_of_the_owners_own_gets_the_results_only(saved, caplog):
 )
 def test_a_slip_in_the_metadata_is_one_line_before_anything_is_sent(remote, saved, metadata):
     (saved / "README.md").write_text(f"---\n{metadata}\n---\n# Mine\n")
-    with pytest.raises(ValueError, match="README.md: its metadata cannot be read: ") as refusal:
+    with pytest.raises(ValueError, match=r"README.md: its metadata cannot be read: ") as refusal:
         hub.push(saved, "alice/tiny")
     assert "\n" not in str(refusal.value) and remote.log == []
 
@@ -123,7 +125,7 @@ def test_a_slip_in_the_metadata_is_one_line_before_anything_is_sent(remote, save
 )
 def test_figures_written_by_hand_that_do_not_fit_are_named(remote, saved, name, text):
     (saved / name).write_text(text)
-    with pytest.raises(ValueError, match="The card cannot be made from metrics.json") as refusal:
+    with pytest.raises(ValueError, match=r"The card cannot be made from metrics.json") as refusal:
         hub.push(saved, "alice/tiny")
     assert "\n" not in str(refusal.value)
     assert remote.log == []

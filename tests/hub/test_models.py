@@ -25,11 +25,9 @@ from ddpm_hf.hub import files
 
 CODE = ["pipeline_ddpm_image.py", "scheduler/scheduling_ddpm_noise.py", "unet/modeling_ddpm_unet.py"]
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
-FILES = sorted(
-    ["README.md", "metrics.json", "model_index.json", "samples.png", "scheduler/scheduler_config.json"]
-    + ["train_results.json", "training_config.yaml", "unet/config.json", WEIGHTS, *CODE]
-)
 STOCK_FILES = ["README.md", "model_index.json", "scheduler/scheduler_config.json", "unet/config.json", WEIGHTS]
+RESULTS = ["metrics.json", "samples.png", "train_results.json", "training_config.yaml"]
+FILES = sorted([*STOCK_FILES, *RESULTS, *CODE])
 
 # ------------------------------------------------------------------ on disk
 
@@ -325,12 +323,12 @@ def test_a_save_takes_the_place_of_a_model_in_the_root(tmp_path):
 def test_a_repo_of_another_pipeline_is_refused(remote):
     api = HfApi()
     api.create_repo("alice/ddpm-cifar10-32")
-    with pytest.raises(ValueError, match="model_index.json.*"):
-        api.upload_file(
-            repo_id="alice/ddpm-cifar10-32",
-            path_in_repo="model_index.json",
-            path_or_fileobj=b'{"unet": ["x", "Evil"]}',
-        )
+    api.upload_file(
+        repo_id="alice/ddpm-cifar10-32",
+        path_in_repo="model_index.json",
+        path_or_fileobj=b'{"unet": ["x", "Evil"]}',
+    )
+    with pytest.raises(ValueError, match="model_index"):
         hub.load("alice/ddpm-cifar10-32")
 
 
@@ -505,9 +503,9 @@ def test_private_repo_and_each_way_to_give_a_token(remote, saved, monkeypatch):
 def test_gated_and_missing_repo(remote, saved, monkeypatch):
     hub.push(saved, "alice/gated")
     remote.repo("alice/gated").gated = True
-    with pytest.raises(hub.HubError, match="gated. Ask for access"):
+    with pytest.raises(hub.HubError, match=r"gated. Ask for access"):
         hub.load("alice/gated", token="hf_bob")
-    with pytest.raises(hub.HubError, match="no such folder here.*no such repo"):
+    with pytest.raises(hub.HubError, match=r"no such folder here.*no such repo"):
         hub.load("alice/nothing")
 
 

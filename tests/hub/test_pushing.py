@@ -78,7 +78,7 @@ def test_a_fault_that_stays(remote, saved, no_waiting, where, how, left):
     before = tree(saved)
     remote.fail(*where, how, ALL)
     with pytest.raises(
-        hub.HubError, match="Could not push .* to alice/tiny.*: .*The same push again finishes it"
+        hub.HubError, match=r"Could not push .* to alice/tiny.*: .*The same push again finishes it"
     ) as error:
         hub.push(saved, "alice/tiny")
     assert "\n" not in str(error.value)
@@ -123,13 +123,13 @@ def test_somebody_else_commits_meanwhile(remote, saved, no_waiting):
 @pytest.mark.parametrize("token", ["hf_alice_read", "hf_wrong", "hf_bob", False])
 def test_a_token_that_may_not_write_creates_nothing(remote, saved, token):
     before = tree(saved)
-    with pytest.raises(hub.HubError, match="role 'write'|HF_TOKEN"):
+    with pytest.raises(hub.HubError, match=r"role 'write'|HF_TOKEN"):
         hub.push(saved, "alice/tiny", token=token)
     assert remote.repos == {} and remote.lfs == {} and tree(saved) == before
     hub.push(saved, "alice/tiny", token="hf_alice")
     pushed = set(remote.lfs)
     hub.save(hub.load(saved), saved, metrics={"fid": 1.0})
-    with pytest.raises(hub.HubError, match="role 'write'|HF_TOKEN"):
+    with pytest.raises(hub.HubError, match=r"role 'write'|HF_TOKEN"):
         hub.push(saved, "alice/tiny", token=token)
     assert commits(remote) == FINISHED and set(remote.lfs) == pushed
 
@@ -349,7 +349,7 @@ def test_space_with_the_answer_lost(remote, tmp_path, no_waiting):
     hub.push_space(tmp_path, "alice/app", "alice/tiny")
     repo = remote.repo("alice/app", "space")
     assert len(repo.commits) == 2 and set(repo.at("main").files) == {".gitattributes", "app.py"}
-    with pytest.raises(ValueError, match="has no app.py"):
+    with pytest.raises(ValueError, match=r"has no app.py"):
         hub.push_space(tmp_path / "nothing", "alice/app", "alice/tiny")
 
 

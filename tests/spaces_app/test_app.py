@@ -418,7 +418,7 @@ def test_a_model_of_text(text_folder):
     assert click(app, asked="a cat")[0]["link"]["prompt"] == ["a cat"]
     *_, (_, _, parameters) = app.generate(prompt="a dog", num_inference_steps=4, guidance_scale=2.0, seed=0)
     assert parameters["prompt"] == "a dog"
-    with pytest.raises(space.gr.Error, match="prompt='aaaa.* is not a text of at most 300 characters"):
+    with pytest.raises(space.gr.Error, match=r"prompt='aaaa.* is not a text of at most 300 characters"):
         click(app, asked="a" * 301)
     with pytest.raises(ValueError, match="prompt has 9 tokens: this text encoder takes at most 8"):
         app.service.submit(Parameters(prompt="a a a a a a a"))
@@ -547,8 +547,7 @@ def test_a_click_that_fails_does_not_look_as_if_it_went_on(model_folder, fault):
     seed = -5 if fault == "seed" else 0
     request, views = app.click(space.NEW, ["Bag"], 1, 1, "DDIM", 1, seed, None, 1.0, None, GO), []
     with pytest.raises((space.gr.Error, ZeroDivisionError)):
-        for viewer, *_ in request:
-            views.append(viewer.get("value"))
+        views.extend(viewer.get("value") for viewer, *_ in request)
     assert views[-1]["done"] and views[-1]["status"] == {"seed": "not possible", "network": "failed"}[fault]
 
 

@@ -69,9 +69,9 @@ def test_a_profile_out_of_reach_is_told(run, caplog):
 def test_refusals(tmp_path, run):
     with pytest.raises(ValueError, match="ema_sigma_rels"):
         ema.reconstruct(tmp_path, 0.1)
-    with pytest.raises(ValueError, match="step=3: .* has snapshots from step"):
+    with pytest.raises(ValueError, match=r"step=3: .* has snapshots from step"):
         ema.reconstruct(run[0], 0.1, step=3)
-    with pytest.raises(ValueError, match="step=1000000: .* has snapshots from step"):
+    with pytest.raises(ValueError, match=r"step=1000000: .* has snapshots from step"):
         ema.reconstruct(run[0], 0.1, step=10**6)
     with pytest.raises(ValueError, match=r"sigma_rel=0\.3 must be"):
         ema.reconstruct(run[0], 0.3)

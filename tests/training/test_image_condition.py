@@ -99,6 +99,6 @@ def test_another_condition_is_another_run(tmp_path, tiny_preset):
     config = tiny(tmp_path, image_condition="masked", max_train_steps=1, num_validation_images=0)
     train(config)
     for other in ("lower_resolution", None):
-        with pytest.raises(ValueError, match="holds a run with another .*image_condition"):
+        with pytest.raises(ValueError, match=r"holds a run with another .*image_condition"):
             train(tiny(tmp_path, image_condition=other, max_train_steps=1, num_validation_images=0, resume=True))
     assert parse_args(["--image_condition", "masked"]).image_condition == "masked"

@@ -145,7 +145,7 @@ def test_another_teacher_is_another_run(tmp_path):
     again = fine_tuning(tmp_path, **options, resume=True)
     assert make_trainer(again).step == 2
     hub.save(unet(sample_size=28, num_class_embeds=11), tmp_path / "model")
-    with pytest.raises(ValueError, match="model' does not have the weights that .*step-2 was taught by"):
+    with pytest.raises(ValueError, match=r"model' does not have the weights that .*step-2 was taught by"):
         make_trainer(again)
 
 

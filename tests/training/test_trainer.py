@@ -107,7 +107,7 @@ def test_a_run_goes_on_longer_but_not_with_other_batches(tmp_path):
     longer = make_trainer(tiny(tmp_path, resume=True, max_train_steps=12))
     assert longer.ema.decay == longer.config.ema_decay == pytest.approx(0.95)
     assert longer.ema.decay > tiny(tmp_path, max_train_steps=3).ema_decay
-    with pytest.raises(ValueError, match="train_batch_size=4 makes steps of 4 images .* have 8"):
+    with pytest.raises(ValueError, match=r"train_batch_size=4 makes steps of 4 images .* have 8"):
         make_trainer(tiny(tmp_path, resume=True, train_batch_size=4))
     told = yaml.safe_load((folder / "training_config.yaml").read_text())
     assert told["max_train_steps"] == 3 and not {"resume", "push_to_hub"} & set(told)
@@ -120,7 +120,7 @@ def test_a_truncated_checkpoint_is_passed_over(tmp_path, caplog):
     assert make_trainer(tiny(tmp_path, resume=True)).step == 3
     assert "step-6 is damaged" in caplog.text
     (folder / "checkpoints" / "step-3" / "state" / "manifest.json").unlink()
-    with pytest.raises(ValueError, match="every checkpoint in .* is damaged"):
+    with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged"):
         make_trainer(tiny(tmp_path, resume=True))
 
 
@@ -221,7 +221,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(tmp_path):
         return step(batches) * (float("nan") if trainer.step == 4 else 1)
 
     trainer.train_step = diverge
-    with pytest.raises(FloatingPointError, match="step 5.*step-4"):
+    with pytest.raises(FloatingPointError, match=r"step 5.*step-4"):
         trainer.run()
 
 
@@ -449,7 +449,7 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path):
     labels = tmp_path / "data" / "train-labels-idx1-ubyte.gz"
     content = gzip.decompress(labels.read_bytes())
     labels.write_bytes(gzip.compress(content[:-1] + bytes([(content[-1] + 1) % 10])))
-    with pytest.raises(ValueError, match="data' does not hold the images that .*step-1 was trained on"):
+    with pytest.raises(ValueError, match=r"data' does not hold the images that .*step-1 was trained on"):
         make_trainer(tiny(tmp_path, **options, resume=True))
 
 
@@ -465,7 +465,7 @@ def test_the_same_run_in_other_words_goes_on(tmp_path):
     TrainConfig("cifar10").save(path)  # which names no number of channels
     assert TrainConfig("cifar10", prediction_type="epsilon", variance_type="fixed_large").differences(path) == []
     path.write_text(yaml.safe_dump(shown | {"preset": "of an earlier version"}))
-    with pytest.raises(ValueError, match="run.yaml is no config of this version: preset='of an earlier version'"):
+    with pytest.raises(ValueError, match=r"run.yaml is no config of this version: preset='of an earlier version'"):
         make_trainer(tiny(tmp_path, resume=True))
 
 
@@ -507,7 +507,9 @@ def test_a_checkpoint_of_an_earlier_version_says_that_the_noise_is_another(tmp_p
 def test_a_lone_rank_of_a_larger_launch_is_refused(tmp_path, monkeypatch):
     for name, value in {"MASTER_PORT": "29500", "ACCELERATE_MIXED_PRECISION": "no"}.items():
         monkeypatch.setenv(name, value)  # what `accelerate launch --cpu --num_processes 2` leaves its one process
-    with pytest.raises(ValueError, match="2 ranks.* where your shell exports MASTER_PORT, unset it for a single rank"):
+    with pytest.raises(
+        ValueError, match=r"2 ranks.* where your shell exports MASTER_PORT, unset it for a single rank"
+    ):
         make_trainer(tiny(tmp_path))
 
 
@@ -544,7 +546,7 @@ def test_streamed_images_are_flipped_and_resume(tmp_path):
     folder, _ = whole.run(), half.run()
     assert half.step == 3
     (another := tmp_path / "half" / "run" / "checkpoints" / "step-3" / "state" / "stream-1.json").write_text("{}")
-    with pytest.raises(ValueError, match="on 1 rank.* keeps the place of 2 .*resume on 2"):
+    with pytest.raises(ValueError, match=r"on 1 rank.* keeps the place of 2 .*resume on 2"):
         make_trainer(tiny(tmp_path / "half", **options, resume=True))
     another.unlink()
     assert difference(folder, train(tiny(tmp_path / "half", **options, resume=True))) == 0
@@ -627,7 +629,7 @@ def test_a_run_begins_by_saying_what_it_trains_on(tmp_path, capsys):
     shutil.copytree(ASSETS / "imagefolder", photos)
     (photos / "Bag" / "broken.png").write_bytes(b"no picture")
     options = {"dataset": str(photos), "max_train_steps": 1, "num_validation_images": 0}
-    with pytest.raises(ValueError, match="broken.png"):
+    with pytest.raises(ValueError, match=r"broken.png"):
         train(tiny(tmp_path, **options))
     capsys.readouterr()
     train(tiny(tmp_path, **options, skip_undecodable=True))
