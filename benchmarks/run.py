@@ -14,7 +14,8 @@ The sections, in `parts` (in this process) and `programs` (each program in a pro
     startup      from the interpreter's start to a saved image; peak memory
 
 In each round every side has its turn, back and forth; a figure is the median over the rounds, a ratio the median of the rounds' ratios.
-"Times better" above 1 is in favour of ours: its rate by the peer's, or the peer's time or memory by its.
+"Times better" above 1 is in favour of ours: its rate by the peer's, or the peer's time or memory by its. The table has all of it; the plot
+(`plot.py`) has what both sides do alike.
 A peer that is not there is named under "skipped".
 
 The peers of the training section need torchvision, and torchvision the torch that it was built for. So they want an environment of their
@@ -36,6 +37,7 @@ from pathlib import Path
 
 import parts
 import programs
+from plot import plot
 from rounds import machine
 
 SECTIONS = {
@@ -121,47 +123,6 @@ def table(results: dict) -> str:
                 lines.append(f"{'':11}   outputs differ by at most {row['max_abs_difference']:.1e}")
     lines += [f"skipped     {name}: {why}" for name, why in results["skipped"].items()]
     return "\n".join(lines)
-
-
-def plot(results: dict, path: Path) -> None:
-    """Bars of "times better", from the least to the most of the rounds, with the targets."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    bars = [
-        (f"{row['name']}\n{peer}", ratio)
-        for rows in results["sections"].values()
-        for row in rows
-        for peer, ratio in row["times_better"].items()
-    ]
-    if not bars:
-        return
-    names, ratios = zip(*bars[::-1])
-    middle = [ratio["median"] for ratio in ratios]
-    spread = [
-        [ratio["median"] - ratio["least"] for ratio in ratios],
-        [ratio["most"] - ratio["median"] for ratio in ratios],
-    ]
-    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.42 * len(bars)), layout="constrained")
-    axes.barh(
-        names, [value - 1 for value in middle], left=1, xerr=spread, height=0.6, color="#4c78a8", ecolor="#555555"
-    )
-    targets = [(i, ratio["target"]) for i, ratio in enumerate(ratios) if ratio["target"]]
-    axes.plot([target for _, target in targets], [i for i, _ in targets], "d", color="#e45756", label="target")
-    axes.set_xscale("log")
-    ticks = [tick for tick in (0.5, 1, 2, 3, 5, 10, 20, 40, 80) if min(middle) / 2 < tick < 2 * max(middle)]
-    axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
-    axes.minorticks_off()
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.tick_params(axis="y", labelsize=8)
-    axes.set_title(
-        f"ours, times better than its peer ({results['machine']['cores']} cores, {results['machine']['cpu']})"
-    )
-    axes.legend(loc="lower right")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
+import plot
 import programs
 import run
 from activations import kept_of_an_image
@@ -76,6 +77,14 @@ def test_scheduler_section_end_to_end(tmp_path, capsys):
     assert overhead["times_better"]["diffusers"]["target"] == 3.0
     assert set(results["skipped"]) == set(run.SECTIONS) - {"scheduler"}
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_plot_has_all_its_bars_in_the_committed_results(tmp_path):
+    results = json.loads((BENCHMARKS / "results.json").read_text())
+    measured = {(row["name"], peer) for rows in results["sections"].values() for row in rows for peer in row["sides"]}
+    assert set(plot.BARS) <= measured and len(plot.BARS) <= 10
+    plot.plot(results, tmp_path / "results.png")
+    assert (tmp_path / "results.png").stat().st_size > 10_000
 
 
 def test_a_checkout_that_is_none_is_refused(tmp_path, capsys):
