@@ -1,8 +1,9 @@
-"""Make a model of another average of a run's weights (EDM2, arXiv:2312.02696). The run was trained with --ema_sigma_rels 0.05 0.1.
+"""Make a model of another average of a run's weights (EDM2, arXiv:2312.02696).
 
     python scripts/average.py RUN --sigma_rel 0.08 --output_dir MODEL [--step N]
 
-sigma_rel is the width of the average as a part of the run up to the step. MODEL is a saved model as any other.
+The run must have been trained with --ema_sigma_rels, e.g. 0.05 0.1. The width of an average is a part of the run up to the step. MODEL is a
+saved model like any other.
 """
 
 import argparse
@@ -24,8 +25,10 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN", help="The folder of a run.")
     parser.add_argument("--sigma_rel", type=float, required=True, help="The width of the average, e.g. 0.08.")
-    parser.add_argument("--step", type=int, help="Where the average ends. The last snapshot by default.")
-    parser.add_argument("--output_dir", required=True, help="The folder of the new model.")
+    parser.add_argument(
+        "--step", type=int, help="The step at which the average ends. By default that of the last snapshot."
+    )
+    parser.add_argument("--output_dir", required=True, help="The folder that the new model is saved to.")
     args = parser.parse_args(argv)
     if Path(args.output_dir).resolve() == args.run.resolve():
         parser.error(f"--output_dir {args.output_dir} is the run's own model, which stays: name another folder")

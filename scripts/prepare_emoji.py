@@ -129,9 +129,11 @@ def _write(folder: Path, pictures: list[tuple[Path, dict]], one_tone: bool) -> N
 def main() -> None:
     """Installs the two packages and writes their pictures and captions, all or nothing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where to; must not exist yet")
+    parser.add_argument("folder", type=Path, help="The folder to write. It must not exist yet.")
     parser.add_argument(
-        "--one_tone", action="store_true", help="train on one skin tone of each picture: objects are a larger part"
+        "--one_tone",
+        action="store_true",
+        help="Keep one skin tone of each picture in train, so that objects are a larger part of it.",
     )
     args = parser.parse_args()
     folder = args.folder

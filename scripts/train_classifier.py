@@ -3,7 +3,7 @@
     python scripts/train_classifier.py --output checkpoints/fashion-mnist-classifier
     python scripts/train_classifier.py --dataset ./photos --num_channels 3 --image_size 64 --output photos-classifier
 
-`transformers` does the work: a ResNet in Hub form, trained by its Trainer; the card records what it reached on the test images.
+The classifier is a ResNet of `transformers`, trained by its Trainer. Its card records the accuracy on the test images.
 """
 
 import os
@@ -46,13 +46,13 @@ FID, KID, precision and recall in `scripts/evaluate.py`.
 class ClassifierConfig:
     """The images, the size at which they are seen, and the training of the classifier."""
 
-    output: str = field(metadata={"help": "The folder that gets the classifier."})
-    dataset: str = field(default=FASHION_MNIST, metadata={"help": "The Hub id or folder of the images."})
+    output: str = field(metadata={"help": "The folder that the classifier is saved to."})
+    dataset: str = field(default=FASHION_MNIST, metadata={"help": "The images: a Hub id or folder."})
     image_column: str | None = field(
-        default=None, metadata={"help": "The column of the images; found by its type if not named."}
+        default=None, metadata={"help": "The column of the images. By default it is found by its type."}
     )
     label_column: str | None = field(
-        default=None, metadata={"help": "The column of the labels; found by its type if not named."}
+        default=None, metadata={"help": "The column of the labels. By default it is found by its type."}
     )
     skip_undecodable: bool = field(default=False, metadata={"help": "Leave out images that cannot be decoded."})
     num_channels: int = field(default=1, metadata={"help": "The channels of the images: 1 is grey, 3 is RGB."})
@@ -61,7 +61,7 @@ class ClassifierConfig:
         metadata={"help": "The size of the images in pixels: one number, or height and width."},
     )
     num_epochs: int = field(default=10, metadata={"help": "Passes over the training images."})
-    batch_size: int = field(default=128, metadata={"help": "Images per step."})
+    batch_size: int = field(default=128, metadata={"help": "The images of one step."})
     learning_rate: float = field(default=2e-3, metadata={"help": "The peak of the cosine schedule."})
     seed: int = field(default=0, metadata={"help": "The seed of weights, order and augmentation."})
 
@@ -114,7 +114,12 @@ def make_model(config: ClassifierConfig, class_names: list[str]) -> "transformer
 @command
 def main(args: list[str]) -> None:
     """Trains on the split "train", measures on "test", saves the classifier with its card."""
-    parser = HfArgumentParser(ClassifierConfig, description=__doc__, formatter_class=HelpFormatter)
+    parser = HfArgumentParser(
+        ClassifierConfig,
+        description=__doc__,
+        usage="%(prog)s --output FOLDER [options]",
+        formatter_class=HelpFormatter,
+    )
     config = parse_dataclass(parser, args)[0]
     import torch
 

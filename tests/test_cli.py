@@ -101,7 +101,9 @@ def test_options_of_diffusers_that_differ_are_told_ours(arguments, message, caps
     ("arguments", "values"),
     [
         ([], ["(default: fashion-mnist-quick)", "(default: 6000)", "(default: 0.998)", "(default: 0)"]),
+        ([], ["true or false. (default: False)", "x_0 or v. (default: sample)", "no guidance. (default: 1.3)"]),
         (["--preset", "cifar10", "--max_train_steps", "80000"], ["(default: uoft-cs/cifar10)", "(default: 0.999)"]),
+        (["--preset", "fashion-mnist-nll"], ["(default: hybrid)", "(default: learned_range)", "(default: epsilon)"]),
         (["--init_from", "model"], ["(default: 2000)", "(default: 0.995)"]),
     ],
 )

@@ -36,7 +36,8 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """Shows the defaults that are values, of others the help says what holds; and each name of an option once."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        has_value = action.default or type(action.default) in (int, float)
+        is_choice = action.default is False and action.nargs is None  # true or false, and no flag
+        has_value = action.default or type(action.default) in (int, float) or is_choice
         return super()._get_help_string(action) if has_value else action.help
 
     def _format_action_invocation(self, action: argparse.Action) -> str:

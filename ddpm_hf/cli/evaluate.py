@@ -1,8 +1,10 @@
-"""Measure a saved model: bits/dim, FID, KID, precision and recall, accuracy, memorization; or, with --sweep, samplers.
+"""Measure a saved model: bits/dim, FID, KID, precision and recall, accuracy, memorization. With --sweep it compares samplers.
 
-Writes metrics.json and, beside it, report.png or sweep.png. With --output MODEL/metrics.json the card of a saved model shows the figures as
-well. An evaluation that was cut off goes on when it is run again. Exit code 0: all was measured. 2: an argument is wrong, and nothing was computed.
-3: a default metric is unavailable, and the others were measured. `accelerate launch` turns 2 and 3 into 1.
+It writes metrics.json and, beside it, report.png or sweep.png. With --output MODEL/metrics.json the card of a saved model shows the figures.
+An evaluation that was stopped goes on when the same command is run again.
+
+Exit codes: 0, all was measured; 2, an argument is wrong and nothing was computed; 3, a metric of the default ones is unavailable and the others
+were measured. `accelerate launch` turns 2 and 3 into 1.
 """
 
 import argparse
@@ -20,9 +22,13 @@ from . import HelpFormatter, command, parse_dataclass
 
 def parse_args(args: list[str]) -> tuple[EvaluationConfig, argparse.Namespace]:
     """The options, and the paths `model` and `output` with whether the figures are those of the model's card, `is_card`."""
-    parser = HfArgumentParser(EvaluationConfig, description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("model", help="The folder of a saved model, or a Hub id; stock pipelines as well.")
-    parser.add_argument("--output", default="metrics.json", help="The file that gets the figures.")
+    parser = HfArgumentParser(
+        EvaluationConfig, description=__doc__, usage="%(prog)s MODEL [options]", formatter_class=HelpFormatter
+    )
+    parser.add_argument(
+        "model", metavar="MODEL", help="The model: the folder of a saved model or a Hub id, ours or stock."
+    )
+    parser.add_argument("--output", default="metrics.json", help="The file that the figures are written to.")
     config, paths = parse_dataclass(parser, args)
     paths.model = os.path.expanduser(paths.model)
     output, model = Path(paths.output).expanduser(), Path(paths.model)

@@ -1,10 +1,7 @@
 """Push a saved model to the Hub, or the app as a Space that shows a model.
 
-    ddpm-push MODEL --repo_id NAME [--private] [--revision BRANCH] [--create_pr]
-    ddpm-push --space NAME --model REPO [--private]
-
-MODEL is the folder of a saved model. The token is the one of `hf auth login` or $HF_TOKEN. A push changes nothing where nothing is
-new. Of one that the network stopped the same command does the rest.
+The token is $HF_TOKEN, or that of `hf auth login`. A push of files that the repo has already makes no commit. After a network failure the
+same command finishes the push.
 """
 
 import argparse
@@ -13,25 +10,34 @@ from pathlib import Path
 
 from . import HelpFormatter, command
 
+USAGE = """%(prog)s MODEL --repo_id NAME [--private] [--revision BRANCH] [--create_pr]
+       %(prog)s --space NAME --model REPO [--private]"""
 SPACE_APP = Path(__file__).resolve().parents[2] / "spaces_app"
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
     """The options; a mixture of those for a model and for a Space ends the program with one line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("folder", metavar="MODEL", nargs="?", help="The folder of a saved model.")
-    parser.add_argument("--repo_id", help="Where to push it: owner/name, or name for your own account.")
-    parser.add_argument("--revision", help="The branch to push to. By default main, and with it the branch stock.")
+    parser = argparse.ArgumentParser(description=__doc__, usage=USAGE, formatter_class=HelpFormatter)
+    parser.add_argument("folder", metavar="MODEL", nargs="?", help="The folder of the saved model to push.")
+    parser.add_argument("--repo_id", help="The repo to push to: owner/name, or name for your own account.")
+    parser.add_argument(
+        "--revision",
+        help="The branch to push to. By default main, and with it stock, the same weights for diffusers' own classes.",
+    )
     parser.add_argument(
         "--create_pr",
         action="store_true",
-        help="Open a pull request to main instead. The branch stock stays as it is.",
+        help="Open a pull request to main instead of a commit. The branch stock stays as it is.",
     )
     parser.add_argument(
-        "--space", metavar="NAME", help="Create or update this Gradio Space from spaces_app/ of a clone."
+        "--space", metavar="NAME", help="The Gradio Space to create or update, from the folder spaces_app/ of a clone."
     )
     parser.add_argument("--model", metavar="REPO", help="The Hub id of the model that the Space shows.")
-    parser.add_argument("--private", action="store_true", help="Create the repo or Space private.")
+    parser.add_argument(
+        "--private",
+        action="store_true",
+        help="Create the repo or Space private. It is an error if it exists and is public.",
+    )
     args = parser.parse_args(argv)
     if args.space and (args.model is None or args.folder or args.repo_id or args.revision or args.create_pr):
         parser.error("--space goes with --model REPO and --private only")

@@ -1,7 +1,7 @@
 """Draw images of a saved model.
 
-With --image the model changes, enlarges or colours a picture; with --mask_image it repaints the white part. With --interpolate it goes from one
-seed or picture to another: spherical steps in noise, drawn by DDIM.
+With --image the model changes a picture, enlarges a smaller one, or colours a grey one; with --mask_image it repaints the white part of the
+mask. --interpolate draws a strip from one seed or picture to another: spherical interpolation of their noise, drawn by DDIM.
 """
 
 import argparse
@@ -13,27 +13,54 @@ from . import HelpFormatter, command
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, usage="%(prog)s MODEL [options]", formatter_class=HelpFormatter
+    )
     add = parser.add_argument
-    add("model", help="The folder or Hub id of a saved model.")
-    add("--num_images", type=int, default=64, help="Images in all; classes and prompts share them.")
+    add("model", metavar="MODEL", help="The model: the folder of a saved model or a Hub id, ours or stock.")
+    add("--num_images", type=int, default=64, help="How many images are drawn in all. Classes and prompts share them.")
     words = parser.add_mutually_exclusive_group()
-    words.add_argument("--class_labels", nargs="+", help="Names or labels of classes. All classes if none are given.")
-    words.add_argument("--prompt", nargs="+", help="Texts, for a model of text.")
-    add("--image", type=Path, help="A picture to start from, or a smaller one to enlarge.")
-    add("--mask_image", type=Path, help="Repaint --image where this picture is white.")
-    add("--strength", type=float, help="How much of --image changes, from 0 to 1.")
-    add("--num_resample", type=int, default=1, help="Times that each step is taken, for --image.")
-    add("--interpolate", nargs=2, metavar="SEED_OR_IMAGE", help="The ends of a strip of images.")
-    add("--guidance_scale", type=float, help="Classifier-free guidance; 1 is none. The model's own by default.")
-    add("--sampler", choices=SAMPLERS, help="The model's own by default.")
-    add("--num_inference_steps", type=int, help="Steps of the sampler. The model's own by default.")
-    add("--eta", type=float, help="0 is DDIM, 1 is DDPM. The model's own by default.")
-    add("--batch_size", type=int, default=64, help="Images that are drawn at a time.")
-    add("--seed", type=int, default=0, help="Image i is drawn from seed + i.")
-    add("--output", type=Path, help="The grid of all images. grid.png by default; none by default with --output_dir.")
-    add("--output_dir", type=Path, help="A folder that gets each image as SEED.png, with --interpolate as NUMBER.png.")
-    add("--gif", type=Path, help="An animation of the denoising, or of --interpolate.")
+    words.add_argument(
+        "--class_labels", nargs="+", help="The classes, by name or number. By default all classes of the model."
+    )
+    words.add_argument("--prompt", nargs="+", help="The texts, for a model of text.")
+    add("--image", type=Path, help="The picture that is changed, enlarged, coloured or repainted.")
+    add(
+        "--mask_image", type=Path, help="A picture of the size of --image, which is repainted where this one is white."
+    )
+    add(
+        "--strength",
+        type=float,
+        help="How much of --image changes: above 0, up to 1. By default 0.8 to change it, 1 to repaint, enlarge or colour it.",
+    )
+    add(
+        "--num_resample",
+        type=int,
+        default=1,
+        help="How often each step is taken with --image. More of them join what is painted better to what is known.",
+    )
+    add("--interpolate", nargs=2, metavar="SEED_OR_IMAGE", help="The two ends of a strip of images.")
+    add(
+        "--guidance_scale",
+        type=float,
+        help="The scale of classifier-free guidance. 1 is no guidance. By default the model's own; 1 with --interpolate.",
+    )
+    add("--sampler", choices=SAMPLERS, help="The sampler. own, the model's, is the default.")
+    add(
+        "--num_inference_steps",
+        type=int,
+        help="The steps of the sampler. By default the model's own number; 50 with --interpolate.",
+    )
+    add("--eta", type=float, help="The noise of a step: 0 is DDIM, 1 is DDPM. By default the model's own.")
+    add("--batch_size", type=int, default=64, help="How many images are drawn at a time.")
+    add("--seed", type=int, default=0, help="The seed. Image number i is drawn from seed + i.")
+    add("--output", type=Path, help="The file of the grid of all images. By default grid.png; with --output_dir none.")
+    add(
+        "--output_dir",
+        type=Path,
+        help="The folder of the single images, SEED.png each; with --interpolate NUMBER.png.",
+    )
+    add("--gif", type=Path, help="The file of an animation: of the denoising, or of the strip of --interpolate.")
     return parser
 
 

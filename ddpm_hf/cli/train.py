@@ -10,13 +10,15 @@ import yaml
 from transformers import HfArgumentParser
 
 from ..training.config import DEFAULT_PRESET, TrainConfig, find_recipe
-from ..training.presets import PRESETS
+from ..training.presets import PRESETS, Preset, find_preset
 from . import HelpFormatter, command, parse_dataclass
 
 ABOUT = """Train a DDPM.
 
-The first argument may be a YAML file of options; those of the command line come before its own. The values below hold for --preset
-fashion-mnist-quick, or for the options that stand beside --help. Ctrl-C saves a checkpoint and ends the run; --resume goes on from it.
+The first argument may be a YAML file of options. An option on the command line overrides the one in the file. Ctrl-C saves a checkpoint and
+ends the run; --resume continues it.
+
+The defaults below are those of the --preset that is shown. To see those of another one, name it: --preset cifar10 --help.
 """
 NAMES_OF_DIFFUSERS = {  # options of its training scripts that have another meaning here
     "--resolution": "The preset has the size of the images: see --list_presets.",
@@ -63,7 +65,7 @@ def _read_options(parser: argparse.ArgumentParser, path: str) -> dict:
 
 
 def _print_help(parser: argparse.ArgumentParser, args: list[str]) -> NoReturn:
-    """The help with the values that would hold beside the other arguments."""
+    """The help with the values that hold beside the other arguments."""
     values = vars(parser.parse_known_args(args)[0])
     if not values["init_from"]:
         values["preset"] = values["preset"] or DEFAULT_PRESET
@@ -71,10 +73,22 @@ def _print_help(parser: argparse.ArgumentParser, args: list[str]) -> NoReturn:
         recipe = find_recipe(*(values[name] for name in ("preset", "init_from", "objective", "max_train_steps")))
     except ValueError as error:
         parser.error(str(error))
+    if values["preset"]:
+        recipe |= _choices_of(find_preset(values["preset"]))
     values |= {name: value for name, value in recipe.items() if values[name] is None}
     parser.set_defaults(**{name: f"{x:g}" if isinstance(x, float) else x for name, x in values.items()})
     parser.print_help()
     sys.exit(0)
+
+
+def _choices_of(preset: Preset) -> dict:
+    """The options that a preset decides by its network and its noise schedule."""
+    scheduler = {"prediction_type": "epsilon", "variance_type": "fixed_small"} | preset.scheduler
+    objective = "hybrid" if scheduler["variance_type"].startswith("learned") else "simple"
+    choices = {name: scheduler[name] for name in ("prediction_type", "variance_type")} | {"objective": objective}
+    if preset.class_conditional or preset.text_encoder:
+        choices["guidance_scale"] = preset.sampling.get("guidance_scale", 1.3)
+    return choices
 
 
 class ListPresets(argparse.Action):

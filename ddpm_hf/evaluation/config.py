@@ -23,70 +23,78 @@ class EvaluationConfig:
 
     metrics: list[str] | None = field(
         default=None,
-        metadata={"help": f"Of {', '.join(METRICS)}. By default those of the first six that suit the model."},
+        metadata={
+            "help": f"What to measure: {', '.join(METRICS)}. By default those of the first six that suit the model."
+        },
     )
     dataset: str | None = field(
         default=None,
-        metadata={"help": "The Hub id or folder of the real images. By default what the model was trained on."},
+        metadata={"help": "The real images: a Hub id or folder. By default what the model was trained on."},
     )
     image_column: str | None = field(
-        default=None, metadata={"help": "The column of the images; found by its type if not named."}
+        default=None, metadata={"help": "The column of the images. By default it is found by its type."}
     )
     label_column: str | None = field(
-        default=None, metadata={"help": "The column of the labels; found by its type if not named."}
+        default=None, metadata={"help": "The column of the labels. By default it is found by its type."}
     )
     caption_column: str | None = field(
-        default=None, metadata={"help": "The column of the texts; found by its type if not named."}
+        default=None, metadata={"help": "The column of the texts. By default it is found by its type and usual names."}
     )
     skip_undecodable: bool = field(default=False, metadata={"help": "Leave out images that cannot be decoded."})
     num_images: int | None = field(
         default=None,
         metadata={
-            "help": "Samples, and test images for bits/dim and the floors. By default 10,000, or all test images if they are fewer."
+            "help": "How many samples are drawn. Bits/dim and the floors take as many test images. By default 10,000, or all test images if they are fewer."
         },
     )
     seed: int = field(default=0, metadata={"help": "The seed of the samples and of the choice of real images."})
-    batch_size: int = field(default=100, metadata={"help": "Images at once on each rank."})
+    batch_size: int = field(default=100, metadata={"help": "The images of one forward pass on each rank."})
     sampler: str | None = field(
-        default=None, metadata={"help": f"Of {', '.join(SAMPLERS)}. own is the model's, and the default."}
+        default=None, metadata={"help": f"The sampler: {', '.join(SAMPLERS)}. own, the model's, is the default."}
     )
     num_inference_steps: int | None = field(
-        default=None, metadata={"help": "Steps of the sampler. By default the model's own."}
+        default=None, metadata={"help": "The steps of the sampler. By default the model's own number."}
     )
-    eta: float | None = field(default=None, metadata={"help": "0 is DDIM, 1 is DDPM. By default the model's own."})
+    eta: float | None = field(
+        default=None, metadata={"help": "The noise of a step: 0 is DDIM, 1 is DDPM. By default the model's own."}
+    )
     solver_order: int | None = field(
-        default=None, metadata={"help": "Order of the sampler, 1 or 2. By default the model's own."}
+        default=None, metadata={"help": "The order of the sampler, 1 or 2. By default the model's own."}
     )
     guidance_scale: float | None = field(
-        default=None, metadata={"help": "Classifier-free guidance; 1 is none. By default the model's own."}
+        default=None,
+        metadata={"help": "The scale of classifier-free guidance. 1 is no guidance. By default the model's own."},
     )
     mixed_precision: str | None = field(
         default=None,
         metadata={
-            "help": "Autocast of the network: no, bf16 or fp16. By default the launcher's or else bf16, but no on hardware without bfloat16."
+            "help": "The dtype of autocast: no, bf16 or fp16. By default the launcher's, or bf16, or no where the hardware lacks bfloat16."
         },
     )
     bpd_timesteps: int = field(
-        default=10, metadata={"help": "Timesteps of the bound for each image (stratified); 0 is all of them, exact."}
+        default=10,
+        metadata={
+            "help": "The timesteps of the bound that each image is measured at. 0 is all of them, which is exact."
+        },
     )
     classifier: str | None = field(
         default=None,
         metadata={
-            "help": "The folder or Hub id of the classifier whose features and labels measure. By default the project's own, of FashionMNIST;"
-            " scripts/train_classifier.py makes one of other data."
+            "help": "The classifier whose features and labels measure: a folder or Hub id. By default the project's own, of FashionMNIST."
+            " scripts/train_classifier.py trains one on other data."
         },
     )
     revision: str | None = field(default=None, metadata={"help": "The revision of a model on the Hub."})
     cache_dir: str = field(
         default=os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "ddpm_hf"),
         metadata={
-            "help": "Keeps every finished batch, so that an evaluation that was cut off goes on. It may be deleted at any time."
+            "help": "The folder that keeps every finished batch, so that an evaluation that was stopped goes on. It may be deleted at any time."
         },
     )
     sweep: list[str] | None = field(
         default=None,
         metadata={
-            "help": "SAMPLER:STEPS ...: measure FID and time of these instead, e.g. ddim:10 ddim:25 dpmsolver++:10."
+            "help": "Measure FID and time of these samplers instead, each with a number of steps, e.g. ddim:10 ddim:25 dpmsolver++:10."
         },
     )
 

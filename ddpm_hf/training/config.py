@@ -41,90 +41,113 @@ class TrainConfig:
 
     preset: str | None = _option(
         None,
-        f"Architecture and recipe: {', '.join(PRESETS)}; or a folder with unet/config.json and scheduler/scheduler_config.json."
-        f" Default: {DEFAULT_PRESET}, or the network of --init_from.",
+        f"The network and the recipe: {', '.join(PRESETS)}, or a folder with unet/config.json and scheduler/scheduler_config.json."
+        " With --init_from the default is the network of that model.",
     )
     init_from: str | None = _option(
         None,
-        "Start from the trained weights of this model, a folder or Hub id, ours or stock; other data and classes may follow.",
+        "Start from the trained weights of this model: a folder or Hub id, ours or stock. The data and the classes may be others.",
         aliases=["--pretrained_model_name_or_path"],
     )
     dataset: str | None = _option(
         None,
-        "Hub id, folder of images, or folder of IDX files. Default: the preset's, or what --init_from was trained on.",
+        "The images: a Hub id, or a folder or zip of images, tables or IDX files. By default the preset's, or what --init_from was trained on.",
         aliases=["--dataset_name", "--train_data_dir"],
     )
-    image_column: str | None = _option(None, "Column of the images; found by its type if not named.")
-    label_column: str | None = _option(None, "Column of the labels; found by its type if not named.")
-    caption_column: str | None = _option(None, "Column of the texts, for a model of text; found if not named.")
+    image_column: str | None = _option(None, "The column of the images. By default it is found by its type.")
+    label_column: str | None = _option(None, "The column of the labels. By default it is found by its type.")
+    caption_column: str | None = _option(
+        None, "The column of the texts, for a model of text. By default it is found by its type and usual names."
+    )
     skip_undecodable: bool = _option(False, "Leave out images that cannot be decoded, and count them.")
     image_condition: str | None = _option(
         None,
-        "Condition the model on an image made of each image: lower_resolution, grey, masked; or the column of a second image."
-        " Default: that of --init_from.",
+        "Condition the model on an image: lower_resolution, grey or masked derive it from each image; any other word is the column of a second image."
+        " By default that of --init_from, if it has one.",
     )
     streaming: bool = _option(False, "Stream the data set from the Hub instead of downloading it.")
-    output_dir: str = _option("runs/quick", "The run's folder, and the saved model when the run ends.")
+    output_dir: str = _option("runs/quick", "The folder of the run. It holds the saved model when the run ends.")
 
     objective: Literal["simple", "hybrid", "consistency"] | None = _option(
         None,
-        "The loss. Default: hybrid (arXiv:2102.09672) where the variance is learned, simple elsewhere. consistency (arXiv:2406.14548)"
-        " makes a student of few steps from --init_from.",
+        "The loss. hybrid (arXiv:2102.09672) is the default where the variance is learned, simple elsewhere. consistency (arXiv:2406.14548)"
+        " makes a student that samples in few steps, from --init_from.",
     )
     distill_guidance: float | None = _option(
-        None, "consistency: follow the guided samples of --init_from, so that the student needs no guidance, e.g. 1.3."
+        None,
+        "With --objective consistency: the guidance scale of the teacher, e.g. 1.3. The student learns the guided samples and needs no guidance itself.",
     )
-    prediction_type: Literal["epsilon", "sample", "v_prediction"] | None = _option(None, "What the network predicts.")
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] | None = _option(
+        None, "What the network predicts: the noise, x_0 or v."
+    )
     variance_type: Literal["fixed_small", "fixed_large", "learned_range"] | None = _option(
-        None, "Variance of the reverse steps."
+        None, "The variance of the reverse steps. learned_range doubles the channels of the output."
     )
-    rescale_betas_zero_snr: bool = _option(False, "Let the last step be noise alone (arXiv:2305.08891).")
+    rescale_betas_zero_snr: bool = _option(
+        False, "Rescale the noise schedule so that x_T is noise alone (arXiv:2305.08891)."
+    )
 
-    train_batch_size: int | None = _option(None, "Images of one rank in one forward pass.")
+    train_batch_size: int | None = _option(None, "The images of one forward pass on each rank.")
     gradient_accumulation_steps: int | None = _option(
-        None, "Forward passes of one optimizer step; by default the launcher's, else 1."
+        None, "The forward passes of one optimizer step. By default the launcher's number, or 1."
     )
-    max_train_steps: int | None = _option(None, "Length of the run.")
-    learning_rate: float | None = _option(None, "Peak of the schedule.")
+    max_train_steps: int | None = _option(None, "The length of the run in optimizer steps.")
+    learning_rate: float | None = _option(None, "The peak of the learning rate.")
     lr_scheduler: Literal["cosine", "linear", "constant_with_warmup", "polynomial", "cosine_with_restarts"] | None = (
-        _option(None, "The learning rate after the warm-up.")
+        _option(None, "How the learning rate goes on after the warm-up.")
     )
-    lr_warmup_steps: int | None = _option(None, "Linear warm-up; the preset's, as a part of the run.")
-    adam_beta2: float | None = _option(None, "AdamW's decay of squared gradients.")
-    weight_decay: float | None = _option(None, "Weight decay of AdamW.")
-    max_grad_norm: float = _option(1.0, "Gradients are clipped to this norm.")
+    lr_warmup_steps: int | None = _option(
+        None, "The steps of the linear warm-up. By default the same part of the run as in the preset."
+    )
+    adam_beta2: float | None = _option(None, "The decay of AdamW's average of squared gradients, beta_2.")
+    weight_decay: float | None = _option(None, "The weight decay of AdamW.")
+    max_grad_norm: float = _option(1.0, "Gradients of a larger norm are scaled down to this one.")
     ema_decay: float | None = _option(
         None,
-        "Decay of the moving average of the weights, which is what is saved; the preset's, as long a part of the run.",
+        "The decay of the moving average of the weights. The average is what is saved. By default it lasts the same part of the run as in the preset.",
     )
     ema_sigma_rels: list[float] = _option(
         [],
-        "Keep power-function averages of these widths as well, e.g. 0.05 0.1, for scripts/average.py (arXiv:2312.02696).",
+        "Keep snapshots of power-function averages of these widths too, e.g. 0.05 0.1. scripts/average.py makes models of them (arXiv:2312.02696).",
     )
-    snr_gamma: float | None = _option(None, "Min-SNR weighting of the loss (arXiv:2303.09556), e.g. 5; 0 is plain.")
-    label_dropout: float = _option(0.1, "How often the condition is replaced by its null, for guidance.")
-    random_flip: bool | None = _option(None, "Flip images horizontally, half of the time.")
+    snr_gamma: float | None = _option(
+        None, "The gamma of the min-SNR weights of the loss (arXiv:2303.09556), e.g. 5. 0 is the plain loss."
+    )
+    label_dropout: float = _option(
+        0.1, "The share of samples whose condition is replaced by its null, which guidance needs."
+    )
+    random_flip: bool | None = _option(None, "Flip half of the images horizontally: true or false.")
     mixed_precision: Precision | None = _option(
-        None, "Autocast; by default the launcher's, else bf16, or 'no' where the hardware lacks bfloat16."
+        None, "The dtype of autocast. By default the launcher's, or bf16, or no where the hardware lacks bfloat16."
     )
-    gradient_checkpointing: bool = _option(False, "Spend time to save the memory of activations.")
-    torch_compile: bool = _option(False, "Compile the network; needs a C++ compiler, and pays in longer runs.")
-    dataloader_num_workers: int = _option(0, "Processes that decode images; not needed where they fit in memory.")
-    seed: int = _option(0, "Seed of all random draws.")
+    gradient_checkpointing: bool = _option(
+        False, "Compute activations anew in the backward pass. It saves memory and takes time."
+    )
+    torch_compile: bool = _option(
+        False, "Compile the network. This needs a C++ compiler and takes minutes, so it pays in longer runs."
+    )
+    dataloader_num_workers: int = _option(0, "The processes that decode images. Images that fit in memory need none.")
+    seed: int = _option(0, "The seed of all random draws.")
 
-    checkpointing_steps: int = _option(2000, "Steps between checkpoints, OUTPUT_DIR/checkpoints/step-N.")
-    checkpoints_total_limit: int = _option(2, "Older checkpoints are removed after a newer one is complete.")
+    checkpointing_steps: int = _option(2000, "The steps between checkpoints, which are OUTPUT_DIR/checkpoints/step-N.")
+    checkpoints_total_limit: int = _option(
+        2, "How many checkpoints are kept. Older ones are removed once a newer one is complete."
+    )
     resume: bool = _option(False, "Go on from the newest complete checkpoint in OUTPUT_DIR, if there is one.")
-    validation_steps: int = _option(500, "How often to draw samples and take the held-out loss; 0: only at the end.")
-    num_validation_images: int = _option(512, "Held-out images for the loss; 0 is none.")
-    guidance_scale: float | None = _option(
-        None, "Guidance of the sample grids, and by default of the saved model; the preset's, or 1.3."
+    validation_steps: int = _option(
+        500, "The steps between validations: the held-out loss and a grid of samples. 0 validates at the end only."
     )
-    logging_steps: int = _option(10, "How often loss and speed are reported.")
-    report_to: str = _option("tensorboard", "Tracker: tensorboard, wandb, trackio, or none.")
+    num_validation_images: int = _option(512, "The images of the held-out loss. 0 measures none.")
+    guidance_scale: float | None = _option(
+        None, "The guidance scale of the sample grids, saved with the model as its default. 1 is no guidance."
+    )
+    logging_steps: int = _option(10, "The steps between reports of loss and speed.")
+    report_to: str = _option("tensorboard", "Where the curves go: tensorboard, wandb, trackio or none.")
 
-    push_to_hub: bool = _option(False, "Push the saved model when the run ends; the repo is created before it starts.")
-    hub_model_id: str | None = _option(None, "Repo to push to; the name of OUTPUT_DIR by default.")
+    push_to_hub: bool = _option(
+        False, "Push the saved model when the run ends. The repo is created before the first step."
+    )
+    hub_model_id: str | None = _option(None, "The repo to push to. By default it has the name of OUTPUT_DIR.")
     hub_private_repo: bool = _option(False, "Create that repo private.")
 
     def __post_init__(self) -> None:
