@@ -19,7 +19,7 @@ data: .venv/train  ## get FashionMNIST
 	@$(LOAD_DATA) 2>/dev/null || { \
 	mkdir -p .data/apt && cd .data && $(APT_GET) update && $(APT_GET) download dataset-fashion-mnist && \
 	dpkg-deb -x dataset-fashion-mnist_*.deb . && rm -rf apt dataset-fashion-mnist_*.deb && cd .. && $(LOAD_DATA); } || { \
-	echo "make data: FashionMNIST is to be had from the Hub or as Debian's package dataset-fashion-mnist, and neither can be reached;" \
+	echo "make data: FashionMNIST comes from the Hub or from Debian's package dataset-fashion-mnist, and neither can be reached;" \
 	  "set FASHION_MNIST_DIR to a folder with its four IDX files." >&2; exit 1; }
 
 # Emoji with captions and a held-out tenth of their names, for text: .data/emoji, from two packages of npm; and the encoder of

@@ -462,6 +462,12 @@ class DDPMImagePipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return x_s
 
+    @staticmethod
+    def slerp(a: torch.Tensor, b: torch.Tensor, weight: float) -> torch.Tensor:
+        """From noise a to noise b, of one shape, on a sphere: a at weight 0, b at 1, and as large as they are in between (Shoemake 1985)."""
+        angle = torch.acos(torch.cosine_similarity(a.flatten(), b.flatten(), dim=0)).clamp(min=1e-4)
+        return (torch.sin((1 - weight) * angle) * a + torch.sin(weight * angle) * b) / torch.sin(angle)
+
     def _to_images(self, x_0: torch.Tensor, output_type: str) -> torch.Tensor | np.ndarray | list[PIL.Image.Image]:
         if output_type == "latent":
             return x_0

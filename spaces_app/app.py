@@ -1,7 +1,10 @@
-"""The Space: see images come out of noise.
+"""The Space: watch images form from noise.
 
-`python app.py` serves the model in MODEL_ID (a Hub id or a folder saved by `DDPMImagePipeline`; by default the repository's own few-step
-model). Here are the page and the API; `service.py` samples, `pictures.py` draws, `viewer.js` scrubs, `bounds.py` keeps the door.
+`python app.py` serves the model that the variable MODEL_ID names: a Hub id, or a folder saved by `DDPMImagePipeline`. By default it is the
+few-step model of the repository.
+
+This file has the page and the API, `service.py` the sampling, `pictures.py` the drawings, `viewer.js` the slider over the steps, `bounds.py` the
+limits of what a visitor may send.
 """
 
 import argparse
@@ -14,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 if __name__ == "__main__":  # help answers before torch and gradio are imported
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
@@ -57,6 +60,7 @@ MODEL_ID = os.environ.get("MODEL_ID", str(HERE.parent / "checkpoints" / "ddpm-fa
 NO_CLASS = "None: whatever comes"
 NEW, PICTURE, STRIP = "From noise", "From a picture", "Between two seeds"
 CANVAS = 336  # pixels of the editor
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}  # of the page's own events
 if "SPACE_ID" in os.environ:  # behind the Hub's proxy, which names the visitor
     os.environ.setdefault("FORWARDED_ALLOW_IPS", "*")
 
@@ -494,96 +498,111 @@ def build_modes(app: App) -> tuple[gr.Radio, list]:
         lambda chosen: [gr.Group(visible=chosen == PICTURE), gr.Group(visible=chosen == STRIP)],
         mode,
         [picture, strip],
-        api_visibility="private",
-        show_progress="hidden",
+        **PRIVATE,
     )
     return mode, [editor, strength, last_seed]
 
 
-def build_generate_tab(app: App, page: gr.Blocks) -> None:
+class Controls(NamedTuple):
+    """What `App.click` takes, in its order."""
+
+    mode: gr.Radio
+    asked: gr.components.Component
+    batch_size: gr.Slider
+    steps: gr.Number
+    sampler: gr.Radio
+    guidance: gr.Slider
+    seed: gr.Number
+    editor: gr.ImageEditor
+    strength: gr.Slider
+    last_seed: gr.Number
+
+
+def build_controls(app: App) -> Controls:
+    """The column on the left, without its buttons."""
     own = app.service.own
+    asked = build_condition(app)
+    most = MAX_EVALUATIONS // app.service.num_evaluations(
+        Parameters(num_inference_steps=own.num_inference_steps, guidance_scale=own.guidance_scale)
+    )
+    batch_size = gr.Slider(1, MAX_IMAGES, value=min(10, most), step=1, precision=0, label="Images")
+    sampler = gr.Radio(list(app.service.samplers), value=OWN_SAMPLER, label="Sampler")
+    steps = gr.Number(own.num_inference_steps, precision=0, label="Steps", elem_id="steps")
+    guidance = gr.Slider(
+        0,
+        max(MAX_GUIDANCE, own.guidance_scale),
+        value=own.guidance_scale,
+        step=0.1,
+        label="Guidance (1: none)",
+        visible=app.service.can_guide,
+    )
+    dice = gr.Button("⚄ roll", render=False)
+    seed = gr.Number(42, precision=0, label="Seed (empty: draw one)", buttons=[dice], elem_id="seed")
+    dice.click(None, None, seed, js="() => Math.floor(Math.random() * 2 ** 32)")
+    mode, ways = build_modes(app)
+    sampler.input(app.rule_of, sampler, [steps, guidance], **PRIVATE)
+    if app.service.takes_text:
+        asked.submit(None, js="() => { document.querySelector('#generate').click() }")
+    controls = Controls(mode, asked, batch_size, steps, sampler, guidance, seed, *ways)
+    unchecked([*controls[1:7], controls.strength, controls.last_seed])
+    return controls
+
+
+def build_results(app: App, controls: Controls) -> list[gr.components.Component]:
+    """The gallery, its downloads, and the buttons that take an image of it to the controls; what `App.click` fills."""
+    with gr.Column(elem_id="results"):
+        gallery = gr.Gallery(
+            show_label=False,
+            format="png",
+            type="pil",
+            object_fit="contain",
+            buttons=["download"],
+            interactive=False,
+            elem_classes="samples",
+        )
+        with gr.Row():
+            downloads = [gr.DownloadButton(name, size="sm", min_width=80) for name in ("PNG", "GIF", "Parameters")]
+        with gr.Row():
+            edit = gr.Button("Change the chosen one", size="sm", min_width=140, visible=app.takes_pictures)
+            reach = gr.Button("From the first to it", size="sm", min_width=140)
+    chosen, c = gr.State(None), controls
+    gallery.select(chosen_index, None, chosen, **PRIVATE)
+    edit.click(app.edit, [gallery, chosen], [c.mode, c.editor, c.asked], **PRIVATE)
+    reach.click(app.reach, [gallery, chosen, c.seed], [c.mode, c.last_seed, c.asked], **PRIVATE)
+    return [gallery, *downloads]
+
+
+def build_generate_tab(app: App, page: gr.Blocks) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            asked = build_condition(app)
-            most = MAX_EVALUATIONS // app.service.num_evaluations(
-                Parameters(num_inference_steps=own.num_inference_steps, guidance_scale=own.guidance_scale)
-            )
-            batch_size = gr.Slider(1, MAX_IMAGES, value=min(10, most), step=1, precision=0, label="Images")
-            sampler = gr.Radio(list(app.service.samplers), value=OWN_SAMPLER, label="Sampler")
-            steps = gr.Number(own.num_inference_steps, precision=0, label="Steps", elem_id="steps")
-            guidance = gr.Slider(
-                0,
-                max(MAX_GUIDANCE, own.guidance_scale),
-                value=own.guidance_scale,
-                step=0.1,
-                label="Guidance (1: none)",
-                visible=app.service.can_guide,
-            )
-            dice = gr.Button("⚄ roll", render=False)
-            seed = gr.Number(42, precision=0, label="Seed (empty: draw one)", buttons=[dice], elem_id="seed")
-            mode, (editor, strength, last_seed) = build_modes(app)
+            c = build_controls(app)
             with gr.Row():
                 go = gr.Button("Generate", variant="primary", elem_id="generate", min_width=140)
                 stop = gr.Button("Stop", elem_id="stop", min_width=100)
         with gr.Column(scale=5, min_width=320):
             viewer = gr.HTML(
-                app.opening(batch_size.value, seed.value, steps.value),
+                app.opening(c.batch_size.value, c.seed.value, c.steps.value),
                 html_template=VIEWER,
                 js_on_load=(HERE / "viewer.js").read_text(),
                 elem_id="viewer",
             )
-            with gr.Column(elem_id="results"):
-                gallery = gr.Gallery(
-                    show_label=False,
-                    format="png",
-                    type="pil",
-                    object_fit="contain",
-                    buttons=["download"],
-                    interactive=False,
-                    elem_classes="samples",
-                )
-                with gr.Row():
-                    downloads = [
-                        gr.DownloadButton(name, size="sm", min_width=80) for name in ("PNG", "GIF", "Parameters")
-                    ]
-                with gr.Row():
-                    edit = gr.Button("Change the chosen one", size="sm", min_width=140, visible=app.takes_pictures)
-                    reach = gr.Button("From the first to it", size="sm", min_width=140)
-    controls = [mode, asked, batch_size, steps, sampler, guidance, seed, editor, strength, last_seed]
-    unchecked([asked, batch_size, steps, sampler, guidance, seed, strength, last_seed])
-    linked, chosen = gr.State(False), gr.State(None)
-    followed = [
-        asked.input,
-        batch_size.input,
-        steps.input,
-        guidance.input,
-        seed.input,
-        strength.input,
-        last_seed.input,
-    ]
+            results = build_results(app, c)
+    linked = gr.State(False)
+    followed = [c.asked, c.batch_size, c.steps, c.guidance, c.seed, c.strength, c.last_seed]
     run = gr.on(
-        [go.click, linked.change, *(followed if app.service.follows else [])],
+        [go.click, linked.change, *(control.input for control in followed if app.service.follows)],
         app.click,
-        controls,
-        [viewer, gallery, *downloads],
-        api_visibility="private",
-        show_progress="hidden",
+        list(c),
+        [viewer, *results],
+        **PRIVATE,
         trigger_mode="always_last" if app.service.follows else "once",
         concurrency_limit=None,  # the line is the service's, which tells each visitor the place in it
     )
     # When it is done, or stopped for good: before that, gradio takes no click on Generate.
     run.then(None, js="() => { document.dispatchEvent(new Event('ended')) }")
     stop.click(None, cancels=[run])
-    dice.click(None, None, seed, js="() => Math.floor(Math.random() * 2 ** 32)")
-    private = {"api_visibility": "private", "show_progress": "hidden"}
-    sampler.input(app.rule_of, sampler, [steps, guidance], **private)
-    gallery.select(chosen_index, None, chosen, **private)
-    edit.click(app.edit, [gallery, chosen], [mode, editor, asked], **private)
-    reach.click(app.reach, [gallery, chosen, seed], [mode, last_seed, asked], **private)
-    if app.service.takes_text:
-        asked.submit(None, js="() => { document.querySelector('#generate').click() }")
-    restored = [mode, asked, batch_size, sampler, steps, guidance, seed, last_seed, linked]
-    page.load(app.restore, None, restored, **private)
+    restored = [c.mode, c.asked, c.batch_size, c.sampler, c.steps, c.guidance, c.seed, c.last_seed, linked]
+    page.load(app.restore, None, restored, **PRIVATE)
 
 
 def chosen_index(event: gr.SelectData) -> int:

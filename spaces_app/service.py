@@ -25,6 +25,7 @@ import torch
 from bounds import quote
 from diffusers import DiffusionPipeline
 from PIL import Image
+from pipeline_ddpm_image import DDPMImagePipeline
 from torch.overrides import TorchFunctionMode
 
 try:
@@ -112,8 +113,8 @@ class Sampler:
 
 
 class NoiseBetween(TorchFunctionMode):
-    """While it is on, a draw from a generator in `partners` goes a part of the way to the draw of its partner, on a sphere, for noise
-    between two is as large as they are (Shoemake 1985). All noise of a run goes the same part, so that both ends are what their seeds draw.
+    """While it is on, a draw from a generator in `partners` goes a part of the way to the draw of its partner, on a sphere (`DDPMImagePipeline.slerp`). All noise
+    of a run goes the same part, so that both ends are what their seeds draw.
 
     Args:
         partners: {generator: (its partner, the part of the way)}
@@ -129,9 +130,7 @@ class NoiseBetween(TorchFunctionMode):
         if function is not torch.randn or kwargs.get("generator") not in self.partners:
             return first
         partner, part = self.partners[kwargs["generator"]]
-        last = function(*args, **{**kwargs, "generator": partner})
-        angle = torch.acos(torch.cosine_similarity(first.flatten(), last.flatten(), dim=0)).clamp(min=1e-4)
-        return (torch.sin((1 - part) * angle) * first + torch.sin(part * angle) * last) / torch.sin(angle)
+        return DDPMImagePipeline.slerp(first, function(*args, **{**kwargs, "generator": partner}), part)
 
 
 def check_range(name: str, value, low, high, types) -> None:

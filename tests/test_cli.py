@@ -6,7 +6,7 @@ import sys
 import pytest
 from tiny import ROOT
 
-from ddpm_hf.cli import train
+from ddpm_hf.cli import evaluate, train
 
 # Runs a script -> its exit code, CPU seconds, and whether it imported torch, in the last line of stdout.
 RUN = """
@@ -73,6 +73,26 @@ def test_a_missing_package_is_one_line_with_the_way_to_install_it(script, argume
     )
     error = f'error: No module named {package!r}: pip install -e ".[{extra}]"'
     assert code == 1 and error in told.splitlines(), told
+
+
+@pytest.mark.parametrize(
+    ("started_as", "launcher", "begins"),
+    [
+        ("scripts/evaluate.py", None, "python scripts/evaluate.py model --seed 3"),
+        ("bin/ddpm-evaluate", None, "ddpm-evaluate model --seed 3"),
+        ("scripts/evaluate.py", "no", "accelerate launch scripts/evaluate.py model --seed 3"),
+        ("bin/ddpm-evaluate", "no", "accelerate launch -m ddpm_hf.cli.evaluate model --seed 3"),
+    ],
+)
+def test_the_command_that_repeats_an_evaluation_names_the_program_that_ran(started_as, launcher, begins, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [started_as])
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    if launcher:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
+    settings = {"num_images": 10, "mixed_precision": "no", "num_inference_steps": 4, "eta": None}
+    settings |= {"solver_order": None, "guidance_scale": 1.0}
+    command = evaluate.repeating_command(["model", "--seed", "3"], settings)
+    assert command == f"{begins} --num_images 10 --mixed_precision no --num_inference_steps 4 --guidance_scale 1.0"
 
 
 def test_options_have_their_names_of_diffusers_as_well():

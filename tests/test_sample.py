@@ -8,7 +8,7 @@ from PIL import Image
 from tiny import TINY_UNET
 
 from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel, hub
-from ddpm_hf.cli import drawing, sample
+from ddpm_hf.cli import sample
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +123,9 @@ def test_interpolation_begins_and_ends_where_it_should(run):
 
 def test_slerp_keeps_the_size_of_noise(generator):
     a, b = torch.randn(2, 1, 1, 64, 64, generator=generator)
-    middle = drawing.slerp(a, b, 0.5)
-    assert abs(middle.std() - 1) < 0.02 and torch.allclose(drawing.slerp(a, b, 1.0), b, atol=1e-5)
-    assert torch.allclose(drawing.slerp(a, a, 0.5), a, atol=1e-3)
+    middle = DDPMImagePipeline.slerp(a, b, 0.5)
+    assert abs(middle.std() - 1) < 0.02 and torch.allclose(DDPMImagePipeline.slerp(a, b, 1.0), b, atol=1e-5)
+    assert torch.allclose(DDPMImagePipeline.slerp(a, a, 0.5), a, atol=1e-3)
 
 
 def test_one_file_an_image_or_one_grid(run, tmp_path):

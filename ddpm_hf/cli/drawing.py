@@ -51,12 +51,6 @@ def noise_of(end: str, pipe: DDPMImagePipeline, steps: int, words: dict) -> torc
     return pipe.invert(read_picture(end, pipe), steps, **{word: values[:1] for word, values in words.items()})
 
 
-def slerp(a: torch.Tensor, b: torch.Tensor, weight: float) -> torch.Tensor:
-    """From a to b on a sphere: what lies between two noises is as large as they are (Shoemake 1985)."""
-    angle = torch.acos(torch.cosine_similarity(a.flatten(), b.flatten(), dim=0)).clamp(min=1e-4)
-    return (torch.sin((1 - weight) * angle) * a + torch.sin(weight * angle) * b) / torch.sin(angle)
-
-
 def draw(
     pipe: DDPMImagePipeline, args: argparse.Namespace, values: list | None
 ) -> tuple[list[Image.Image], list[list[Image.Image]]]:
@@ -75,7 +69,7 @@ def draw(
         scale = 1.0 if args.guidance_scale is None else args.guidance_scale
         options |= {"num_inference_steps": steps, "eta": 0.0, "guidance_scale": scale}
         first, last = (noise_of(end, pipe, steps, words) for end in args.interpolate)
-        latents = torch.cat([slerp(first, last, i / (args.num_images - 1)) for i in range(args.num_images)])
+        latents = torch.cat([pipe.slerp(first, last, i / (args.num_images - 1)) for i in range(args.num_images)])
     states: list[list[Image.Image]] = []  # at each step, of all images
 
     def on_step_end(pipe: DDPMImagePipeline, i: int, t: torch.Tensor, tensors: dict) -> None:

@@ -68,12 +68,15 @@ def main(args: list[str]) -> int:
 
 def repeating_command(args: list[str], settings: dict) -> str:
     """The command as it was typed, and the values of options that it left to the launcher, the machine, the data or the model."""
-    launcher = ["accelerate", "launch"] if "ACCELERATE_MIXED_PRECISION" in os.environ else ["python"]
+    is_launched, is_installed = "ACCELERATE_MIXED_PRECISION" in os.environ, Path(sys.argv[0]).stem == "ddpm-evaluate"
+    program = ["ddpm-evaluate"] if is_installed else ["python", "scripts/evaluate.py"]
+    if is_launched:
+        program = ["accelerate", "launch", *(["-m", "ddpm_hf.cli.evaluate"] if is_installed else program[1:])]
     left = ("num_images", "mixed_precision", "num_inference_steps", "eta", "solver_order", "guidance_scale")
     typed = {word.partition("=")[0] for word in args}
     resolved = [(f"--{name}", str(settings[name])) for name in left if settings[name] is not None]
     added = [word for pair in resolved if pair[0] not in typed for word in pair]
-    return shlex.join([*launcher, "scripts/evaluate.py", *args, *added])
+    return shlex.join([*program, *args, *added])
 
 
 if __name__ == "__main__":

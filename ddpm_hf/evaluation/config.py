@@ -1,4 +1,4 @@
-"""The options of one evaluation, from which scripts/evaluate.py builds its arguments."""
+"""The options of one evaluation, from which `ddpm-evaluate` builds its arguments."""
 
 import dataclasses
 import os
@@ -7,10 +7,9 @@ from pathlib import Path
 
 from ..data.recorded import OPTIONS as DATA_OPTIONS
 from ..data.recorded import recorded_options
+from .metrics import METRICS
 from .samplers import SAMPLERS
 
-# The rows of `measures.METRICS`, which needs torch.
-METRICS = "bpd fid kid precision_recall accuracy memorization fid_imagenet fid_inception kid_inception".split()
 SAMPLING = ("num_inference_steps", "eta", "solver_order", "guidance_scale")  # options of the pipeline's call
 PRECISIONS = ("no", "bf16", "fp16")
 MIN_IMAGES = 10  # as many as `spread` has groups
@@ -24,7 +23,8 @@ class EvaluationConfig:
     metrics: list[str] | None = field(
         default=None,
         metadata={
-            "help": f"What to measure: {', '.join(METRICS)}. By default those of the first six that suit the model."
+            "help": f"What to measure: {', '.join(METRICS)}. By default those that suit the model, without"
+            f" {', '.join(name for name, metric in METRICS.items() if not metric.by_default)}."
         },
     )
     dataset: str | None = field(
@@ -101,7 +101,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         self.cache_dir = os.path.expanduser(self.cache_dir)
         if unknown := set(self.metrics or ()) - set(METRICS):
-            raise ValueError(f"metrics has {sorted(unknown)}: choose from {METRICS}.")
+            raise ValueError(f"metrics has {sorted(unknown)}: choose from {list(METRICS)}.")
         for name, choices in {"mixed_precision": PRECISIONS, "sampler": SAMPLERS}.items():
             if (value := getattr(self, name)) is not None and value not in choices:
                 raise ValueError(f"{name}={value!r}: choose from {list(choices)}.")

@@ -1,7 +1,7 @@
 """Measure a saved model: likelihood and fidelity on one rank or many, each figure beside its floor and its spread.
 
-This file loads model and data (`hub`, `data`), draws the samples, and measures them and real images by the tables of `measures`; `report` draws
-what comes out. Work is cut into batches whose borders depend on `batch_size` alone, and whole batches go to ranks: every image meets the same
+This file loads model and data (`hub`, `data`), draws the samples, and measures them and real images by the tables of `measures` and
+`metrics`; `report` draws what comes out. Work is cut into batches whose borders depend on `batch_size` alone, and whole batches go to ranks: every image meets the same
 arithmetic in the same company on any number of ranks, so the values are the same. Every finished batch is kept in the cache.
 
 metrics.json, the dict that `evaluate` returns:
@@ -45,19 +45,8 @@ from ..pipeline_ddpm_image import DDPMImagePipeline
 from ..scheduling_ddpm_noise import DDPMNoiseScheduler
 from . import fidelity
 from .config import CLASSIFIER, DATA_OPTIONS, MIN_IMAGES, SAMPLING, EvaluationConfig
-from .measures import (
-    MEASURES,
-    METRICS,
-    Measure,
-    Real,
-    Tensors,
-    cache_path,
-    concatenate,
-    fingerprint,
-    pixels,
-    save,
-    spread,
-)
+from .measures import MEASURES, Measure, cache_path, concatenate, fingerprint, pixels, save
+from .metrics import METRICS, Real, Tensors, spread
 from .samplers import SAMPLERS, with_sampler
 
 NUM_IMAGES = 10_000

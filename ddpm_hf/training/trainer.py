@@ -478,7 +478,7 @@ class Trainer:
                     commit = hub.push(self.folder, self.repo_id, private=config.hub_private_repo)
                     self._say(f"Pushed to {commit.repo_url}.")
                 except hub.HubError as error:  # the run is saved: a failed push must not look like a failed run
-                    self._say(f"{error} Push it with scripts/push_to_hub.py {self.folder} --repo_id {self.repo_id}.")
+                    self._say(f"{error} Push it with ddpm-push {self.folder} --repo_id {self.repo_id}.")
         return True
 
     @property

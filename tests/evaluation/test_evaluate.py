@@ -27,7 +27,6 @@ from ddpm_hf.cli import sample
 from ddpm_hf.cli.evaluate import main
 from ddpm_hf.data import load_image_dataset
 from ddpm_hf.evaluation import EvaluationConfig, evaluate, measures, report
-from ddpm_hf.evaluation import config as config_module
 from ddpm_hf.evaluation import run as evaluation
 from ddpm_hf.evaluation.run import Evaluation
 from ddpm_hf.evaluation.samplers import SAMPLERS
@@ -372,10 +371,6 @@ def test_sweep_measures_every_sampler(home, tmp_path, model):
     report.save_sweep(tmp_path / "sweep.png", result)
     assert Image.open(tmp_path / "sweep.png").width > 100
     assert "dpmsolver++" in report.format_table(result)
-
-
-def test_the_config_knows_the_table_of_metrics():
-    assert config_module.METRICS == list(measures.METRICS)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from ddpm_hf.evaluation import fidelity, measures
+from ddpm_hf.evaluation import fidelity, metrics
 from ddpm_hf.images import unit_to_uint8
 
 DIM = 6
@@ -202,8 +202,8 @@ def test_inception_that_is_unavailable_is_one_clear_error(monkeypatch):
 
 def test_the_spread_of_a_mean_is_its_standard_error():
     x = torch.randn(400, generator=torch.Generator().manual_seed(0))
-    real = measures.Real({}, {}, np.arange(0), seed=0)
-    mean = measures.spread(lambda images, real: (images["x"].mean().item(),), {"x": x.double()}, real, num_groups=400)
+    real = metrics.Real({}, {}, np.arange(0), seed=0)
+    mean = metrics.spread(lambda images, real: (images["x"].mean().item(),), {"x": x.double()}, real, num_groups=400)
     assert mean == pytest.approx([x.std().item() / 400**0.5], rel=1e-4)
 
 
@@ -211,8 +211,8 @@ def test_the_spread_of_fid_is_that_of_other_samples():
     """Against the deviation over independent sets, for features of one Gaussian and samples of another."""
     first, second, _ = two_gaussians()
     train = {"features": gaussian(4000, *first, seed=1)}
-    real = measures.Real(train, {}, np.arange(0), seed=0)
+    real = metrics.Real(train, {}, np.arange(0), seed=0)
     sets = [{"features": gaussian(1000, *second, seed=seed)} for seed in range(2, 42)]
-    fid = measures.METRICS["fid"].function
+    fid = metrics.METRICS["fid"].function
     others = np.std([fid(images, real)[0] for images in sets], ddof=1)
-    assert measures.spread(fid, sets[0], real, num_groups=100)[0] == pytest.approx(others, rel=0.4)
+    assert metrics.spread(fid, sets[0], real, num_groups=100)[0] == pytest.approx(others, rel=0.4)

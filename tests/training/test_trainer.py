@@ -604,7 +604,7 @@ def test_a_failed_push_keeps_the_run(tmp_path, remote, no_waiting, capsys):
     remote.fail("POST", "/commit/main", "drop", 10**6)
     folder = train(tiny(tmp_path, max_train_steps=1, push_to_hub=True, hub_model_id="alice/run"))
     told = capsys.readouterr().out
-    assert "Could not push" in told and f"scripts/push_to_hub.py {folder} --repo_id alice/run" in told
+    assert "Could not push" in told and f"ddpm-push {folder} --repo_id alice/run" in told
     assert len(hub.load(folder)(1, num_inference_steps=2).images) == 1
     assert len(remote.repo("alice/run").history("main")) == 1  # the Hub's own
     remote.faults.clear()
