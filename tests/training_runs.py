@@ -29,7 +29,7 @@ OPTIONS |= {
 }
 
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["ddpm_hf.training"])
+processes.set_forkserver_preload(["ddpm_hf.training.trainer"])
 
 
 def run(
