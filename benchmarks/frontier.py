@@ -20,7 +20,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("frontier.png"), help="the picture")
     options = parser.parse_args()
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     results = [json.loads(path.read_text()) for path in options.sweeps]
     for result in results:
@@ -28,19 +28,25 @@ def main() -> None:
         for sampler in dict.fromkeys(point["sampler"] for point in points):
             of_sampler = [point for point in points if point["sampler"] == sampler]
             x, y, errors = zip(*((p["evaluations"], p["fid"], p["spread"]) for p in of_sampler))
-            axes.errorbar(x, y, errors, marker="o", capsize=3, label=f"{model}, {sampler}")
+            name = "its own sampler" if sampler == "own" else sampler
+            axes.errorbar(x, y, errors, marker="o", capsize=3, label=f"{model}, {name}")
             for point in of_sampler:
                 axes.annotate(
                     f"{point['fid']:.2f}", (point["evaluations"], point["fid"]), (4, 4), textcoords="offset points"
                 )
-    axes.axhline(results[0]["floors"]["fid"], color="grey", linestyle="--", label="floor: real test images")
+    floor = results[0]["floors"]["fid"]
+    axes.axhline(floor, color="grey", linestyle="--", label=f"floor, {floor:.2f}: real test images")
     axes.set(
         xscale="log",
         yscale="log",
         xlabel="evaluations of the network",
         ylabel=f"FID, n = {results[0]['settings']['num_images']:,}",
     )
-    axes.set_xticks([1, 2, 4, 8, 16, 24, 50], ["1", "2", "4", "8", "16", "24", "50"], minor=False)
+    evaluations = sorted({point["evaluations"] for result in results for point in result["sweep"]})
+    axes.set_xticks(evaluations, map(str, evaluations))
+    ticks, most = [2.0**k for k in range(-3, 9)], max(point["fid"] for result in results for point in result["sweep"])
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set(xlim=(0.8 * evaluations[0], 1.4 * evaluations[-1]), ylim=(0.8 * floor, 1.6 * most))
     axes.minorticks_off()
     axes.legend(fontsize=8)
     figure.savefig(options.output, dpi=120)
