@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "sweeps", nargs="+", type=Path, help="metrics.json of evaluate.py --sweep, of as many images each"
+        "sweeps", nargs="+", type=Path, help="Files that evaluate.py --sweep wrote, with the same number of images."
     )
-    parser.add_argument("--output", type=Path, default=Path("frontier.png"), help="the picture")
+    parser.add_argument("--output", type=Path, default=Path("frontier.png"), help="The picture.")
     options = parser.parse_args()
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()

@@ -165,7 +165,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("num_images", type=int, nargs="?", default=200)
     parser.add_argument("num_resample", type=int, nargs="*", default=[1, 3])
-    parser.add_argument("--trained", nargs="*", default=[], help="folders of models with an image_condition")
+    parser.add_argument(
+        "--trained", nargs="*", default=[], help="Folders of models that were trained with an image_condition."
+    )
     args = parser.parse_args()
     pipe, *others = (hub.load(path) for path in (ROOT / "checkpoints" / "ddpm-fashion-mnist", *args.trained))
     trained = {other.image_condition: other for other in others}

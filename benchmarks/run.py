@@ -49,15 +49,17 @@ SECTIONS = {
 def parse_args(args: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--diffusers", type=Path, metavar="CHECKOUT", help="a clone of diffusers, for its training script"
+        "--diffusers", type=Path, metavar="CHECKOUT", help="A clone of diffusers, for its training script."
     )
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results.json"))
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="NAME")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of one turn, where a single call is shorter")
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=1000, help="of the long sampling; for trying things out")
-    parser.add_argument("--train_steps", type=int, default=60, help="of the training programs; at least 30")
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results.json"), help="The JSON file.")
+    parser.add_argument(
+        "--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="NAME", help="Sections to run."
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="Turns of each side.")
+    parser.add_argument("--seconds", type=float, default=1.0, help="The length of a turn, where one call is shorter.")
+    parser.add_argument("--batch_size", type=int, default=64, help="Images of one call.")
+    parser.add_argument("--steps", type=int, default=1000, help="Steps of the long sampling; fewer to try it out.")
+    parser.add_argument("--train_steps", type=int, default=60, help="Steps of the training programs; at least 30.")
     options = parser.parse_args(args)
     if options.rounds < 1 or options.steps < 2 or options.train_steps < 30:
         parser.error("--rounds must be at least 1, --steps 2, --train_steps 30.")
