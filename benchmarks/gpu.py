@@ -5,8 +5,8 @@
 
 Training: images/s of whole steps, data loading from memory included: "ours" (`Trainer`), ours compiled, and "train_unconditional", the loop
 of diffusers' script (its noise, its loss, its EMA, its AdamW, one `.item()` a step) on diffusers' network of the same config. The share of
-the roof is the FLOPs of the network's passes by the rate of a bf16 matrix product in the same rounds. Sampling: the preset's steps, and as
-many of DDIM by DDPMPipeline's network. Peak memory is torch's count of what a side allocated beyond what was there before.
+the roof is the FLOPs of the network's passes by the rate of a bf16 matrix product in the same rounds. Sampling: the preset's steps, also compiled
+(`pipe.compile()`), and as many of DDIM by DDPMPipeline's network. Peak memory is torch's count of what a side allocated beyond what was there before.
 """
 
 import argparse
@@ -152,16 +152,21 @@ def training(options, meter: Meter, folder: Path) -> list[dict]:
 
 
 def sampling(options, meter: Meter) -> list[dict]:
-    """`DDPMImagePipeline` as it is called, and stock's pipeline with as many steps of DDIM, each by its defaults."""
+    """`DDPMImagePipeline` as it is called, also compiled, and stock's pipeline with as many steps of DDIM, each by its defaults."""
     preset = PRESETS[options.preset]
     way = preset.sampling | ({"num_inference_steps": options.steps} if options.steps else {})
-    ours = DDPMImagePipeline(DDPMUNet2DModel(**preset.unet), DDPMNoiseScheduler(**preset.scheduler), sampling=way)
-    theirs = DDIMPipeline(UNet2DModel(**preset.unet), DDIMScheduler())
-    for pipe in (ours, theirs):
+    pipes = {
+        "ours": DDPMImagePipeline(DDPMUNet2DModel(**preset.unet), DDPMNoiseScheduler(**preset.scheduler), sampling=way)
+    }
+    pipes["diffusers"] = DDIMPipeline(UNet2DModel(**preset.unet), DDIMScheduler())
+    if options.compile:
+        pipes["ours, compiled"] = DDPMImagePipeline(**pipes["ours"].components, sampling=way)
+    for pipe in pipes.values():
         pipe.to(options.device).set_progress_bar_config(disable=True)
-    options_of = {"batch_size": options.batch_size, "output_type": "np"}
-    calls = {"ours": partial(ours, **options_of)}
-    calls["diffusers"] = partial(theirs, **options_of, num_inference_steps=way["num_inference_steps"])
+    if options.compile:
+        pipes["ours, compiled"].compile()
+    words = {"batch_size": options.batch_size, "output_type": "np", "num_inference_steps": way["num_inference_steps"]}
+    calls = {name: partial(pipe, **words) for name, pipe in pipes.items()}
     sides = {name: partial(meter.rate, call, options.batch_size, name) for name, call in calls.items()}
     return [compare(f"sampling, {way['num_inference_steps']} steps", "images/s", take_turns(sides, options.rounds))]
 
@@ -174,7 +179,7 @@ def main() -> int:
     )
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=6.0, help="of one turn of one side")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of one turn of one side")
     parser.add_argument("--steps", type=int, help="of sampling; the preset's")
     parser.add_argument("--no_compile", dest="compile", action="store_false")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("gpu.json"))

@@ -131,6 +131,7 @@ class DDPMImagePipeline(DiffusionPipeline):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer)
         self._null_vector: torch.Tensor | None = None
+        self._compiled_step: Callable | None = None
         self.id2label = dict(sorted((int(label), name) for label, name in (id2label or {}).items()))
         self.sampling = _check_sampling(sampling or {})
         if image_condition is not None:
@@ -281,6 +282,50 @@ class DDPMImagePipeline(DiffusionPipeline):
             guided = guided * (rescale * ratio + 1 - rescale)
         return torch.cat([guided, output[: len(guided), x_t.shape[1] :]], dim=1)
 
+    def _output(
+        self,
+        x_t: torch.Tensor,
+        t: torch.Tensor,
+        condition: Condition,
+        scale: float,
+        rescale: float,
+        drops_variance: bool,
+        known: tuple[Measurement, torch.Tensor] | None,
+        prediction_type: str,
+    ) -> torch.Tensor:
+        """`_guided`, as the scheduler and the measurement have it. known: the measurement, and alphas_cumprod of t."""
+        output = self._guided(x_t, t, condition, scale, rescale)
+        output = output[:, : x_t.shape[1]] if drops_variance else output
+        return output if known is None else known[0].correct_output(output, x_t, known[1], prediction_type)
+
+    def _step(
+        self,
+        scheduler: SchedulerMixin,
+        latents: torch.Tensor,
+        x_t: torch.Tensor,
+        t: torch.Tensor,
+        timestep: torch.Tensor,
+        guided: tuple[Condition, float, float, bool],
+        known: tuple[Measurement, torch.Tensor] | None,
+        options: dict,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """A line of Algorithm 2: x_{t-1}, x_0 where the scheduler tells it, and the network's output. x_t: the network's input for latents."""
+        output = self._output(x_t, t, *guided, known, scheduler.config.get("prediction_type"))
+        step = scheduler.step(output, timestep, latents, **options)
+        return step.prev_sample, getattr(step, "pred_original_sample", None), output
+
+    def compile(self, **options: Any) -> None:
+        """Compile a step of sampling into one graph: the network, guidance, what is known of a picture and, for our scheduler, its step.
+
+        The first call compiles, which takes its time, and so does a call with other options than before.
+
+        options: of `torch.compile`. Without a mode it is "reduce-overhead" (CUDA graphs) where the pipeline is on a GPU.
+        """
+        if self._execution_device.type == "cuda":
+            options = {"mode": "reduce-overhead"} | options
+        self._output = torch.compile(self._output, **options)  # type: ignore[method-assign]
+        self._compiled_step = torch.compile(self._step, **options)
+
     # ------------------------------------------------------------------ Algorithm 2
 
     @torch.no_grad()
@@ -363,9 +408,10 @@ class DDPMImagePipeline(DiffusionPipeline):
             is_fast = steps == self._saved_steps and self.unet.dtype == torch.float32
             autocast = is_fast and has_bfloat16(device)
         scheduler = copy.copy(self.scheduler)  # each call has a chain of its own
-        # Ours takes a timestep on the CPU: its coefficients are numbers then, which need no launch.
-        scheduler.set_timesteps(steps, device="cpu" if self._looks_back else device)
-        options, drops_variance = self._step_options(generator, eta), not _knows_variance(scheduler)
+        is_compiled = self._compiled_step is not None and self._looks_back
+        # Ours takes a timestep on the CPU: its coefficients are numbers then, which need no launch. A compiled step reads none.
+        scheduler.set_timesteps(steps, device="cpu" if self._looks_back and not is_compiled else device)
+        options = self._step_options(None if is_compiled else generator, eta)
         noise = self._initial_noise(batch_size, generator, latents, device)
         measurement = self._measurement(image, mask_image, noise)
         if is_imaged and measurement is not None:
@@ -383,24 +429,28 @@ class DDPMImagePipeline(DiffusionPipeline):
             if negative_prompt is not None:
                 null["class_labels"] = self.encode(prompt=negative_prompt, batch_size=batch_size)["class_labels"]
             condition = {name: torch.cat([condition[name], null[name]]) for name in condition}
-        self._interrupt = False
+        guided = condition, guidance_scale, guidance_rescale, not _knows_variance(scheduler)
+        step, self._interrupt = self._compiled_step if is_compiled else self._step, False
+        if is_compiled and solver_order == 2 and len(timesteps) == len(scheduler.timesteps):
+            options["previous_original_sample"] = torch.zeros_like(latents)  # of weight 0: one graph for all steps
         with torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext():  # casts the weights once
             for i, t in enumerate(self.progress_bar(timesteps.to(device, non_blocking=True))):
                 for again in reversed(range(num_resample)):
                     chain = copy.deepcopy(scheduler) if again else scheduler  # a step to be taken back leaves no trace
                     x_t = chain.scale_model_input(latents, t)
-                    output = self._guided(x_t, t, condition, guidance_scale, guidance_rescale)
-                    output = output[:, : x_t.shape[1]] if drops_variance else output
-                    if measurement is not None:
-                        output = measurement.correct_output(output, x_t, abar[i], scheduler.config.prediction_type)
-                    step = chain.step(output, timesteps[i], latents, **options)
-                    latents = step.prev_sample
+                    if is_compiled and eta != 0:  # drawn as the step does, which draws none at the end
+                        is_last = i == len(timesteps) - 1
+                        noise = torch.zeros_like(latents) if is_last else _randn(latents.shape, generator, device)
+                        options["variance_noise"] = noise
+                    known = None if measurement is None else (measurement, abar[i])
+                    latents, x_0, output = step(chain, latents, x_t, t, timesteps[i], guided, known, options)
+                    if is_compiled:  # the memory of a CUDA graph's results is used by its next run
+                        latents, x_0 = latents.clone(), x_0.clone()
                     if again:
                         latents = _noised_again(latents, abar[i] / abar[i + 1], generator)
                 if solver_order == 2:  # a copy: a callback may write to its own
-                    options["previous_original_sample"] = step.pred_original_sample.clone()
+                    options["previous_original_sample"] = x_0.clone()
                 if callback_on_step_end is not None:
-                    x_0 = getattr(step, "pred_original_sample", None)
                     if x_0 is None and _tells_x_0(scheduler):
                         x_0 = self.predict_x_0(output, t, x_t)
                     tensors = {"latents": latents, "pred_original_sample": x_0}

@@ -394,6 +394,7 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
         eta: float | None = None,
         use_clipped_model_output: bool = False,
         previous_original_sample: torch.Tensor | None = None,
+        variance_noise: torch.Tensor | None = None,
     ) -> DDPMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """Draw x_{t-1} from p(x_{t-1} | x_t): a line of Algorithm 2, or with `eta` a step of DDIM.
 
@@ -409,7 +410,13 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
             use_clipped_model_output: with `eta`, take the noise from the clipped x_0, as the posterior does, and not from the output.
             previous_original_sample: `pred_original_sample` (B, C, ...) of the step before, which makes this one of second order:
                 DPM-Solver++(2M) with eta=0, its SDE with eta=1 (arXiv:2211.01095).
+            variance_noise: the noise itself, like sample, in place of generator's.
+
+        Raises:
+            ValueError: both generator and variance_noise are given, or a model_output that does not fit sample.
         """
+        if generator is not None and variance_noise is not None:
+            raise ValueError("Pass one of generator and variance_noise, and not both.")
         x_t = _float(sample)
         c, t = self._at(self._on_chain(timestep), x_t)
         x_0 = guess = self._clip(self.predict_x_0(model_output, t, x_t))
@@ -424,7 +431,7 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
                 noise = self.predict_noise(model_output, t, x_t)
             x_prev, std = self._ddim(c, t, x_0, noise, eta)
         if eta != 0 and not (isinstance(t, int) and self._next[t] < 0):  # the last step adds no noise
-            x_prev = x_prev + std * randn_like(x_t, generator)
+            x_prev = x_prev + std * (randn_like(x_t, generator) if variance_noise is None else _float(variance_noise))
         x_prev, guess = x_prev.to(sample.dtype), guess.to(sample.dtype)
         return DDPMSchedulerOutput(prev_sample=x_prev, pred_original_sample=guess) if return_dict else (x_prev, guess)
 

@@ -580,6 +580,23 @@ def test_a_custom_chain_takes_every_option(prediction_type, variance_type):
             assert torch.equal(together[row], alone.prev_sample), (eta, clipped, i)
 
 
+@pytest.mark.parametrize("options", [{}, {"eta": 0.5}])
+def test_the_noise_may_be_given(options):
+    ours, x_t, output, noise = (
+        DDPMNoiseScheduler(),
+        randn(2, 1, 2, 2),
+        randn(2, 1, 2, 2, seed=1),
+        randn(2, 1, 2, 2, seed=2),
+    )
+    drawn, given = (
+        ours.step(output, 500, x_t, **options, **noisy).prev_sample
+        for noisy in ({"generator": torch.Generator().manual_seed(2)}, {"variance_noise": noise})
+    )
+    assert torch.equal(drawn, given)
+    with pytest.raises(ValueError, match="one of generator and variance_noise"):
+        ours.step(output, 500, x_t, torch.Generator(), variance_noise=noise)
+
+
 # ---------------------------------------------------------------------- graphs and devices
 
 

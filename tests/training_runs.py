@@ -38,7 +38,7 @@ def run(
     """Train in `folder`; returns the exit codes of the ranks (minus the signal's number for a killed one).
 
     interrupt: (action, "module:function", n): what happens to the last rank as it calls the function for the n-th time.
-    launcher: what `accelerate launch` leaves in the environment of each rank.
+    launcher: what `accelerate launch` leaves in the environment of each rank; with it one rank is a process group, too.
     Every rank leaves what it logged in log-RANK.jsonl, what it printed in out-RANK.txt and its losses' inputs in seen-RANK.pt.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def run(
     for rank in range(num_ranks):
         environ = launched | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(num_ranks)}
         mine = interrupt if rank == num_ranks - 1 else None
-        arguments = (folder, environ if num_ranks > 1 else {}, rank, mine, dropout, options)
+        arguments = (folder, environ if num_ranks > 1 or launcher else {}, rank, mine, dropout, options)
         ranks.append(processes.Process(target=train_rank, args=arguments))
         ranks[-1].start()
     ranks[-1].join(120)
