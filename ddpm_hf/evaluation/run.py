@@ -256,9 +256,11 @@ class Evaluation:
             batch = self.test[self.subset[indices.start : indices.stop].tolist()]
             asked = sampling | {name: batch[name] for name in pipeline.takes}
             with self.autocast():
-                asked |= {"output_type": "pt", "autocast": False, "return_dict": False}
-                (images,) = pipeline(len(indices), generators, **asked)
-            return {"images": unit_to_uint8(images).cpu(), "seconds": torch.tensor([time.perf_counter() - start])}
+                drawn: Any = pipeline(len(indices), generators, output_type="pt", autocast=False, **asked)
+            return {
+                "images": unit_to_uint8(drawn.images).cpu(),
+                "seconds": torch.tensor([time.perf_counter() - start]),
+            }
 
         title = f"{sampler}, {sampling['num_inference_steps']} steps" if self.config.sweep else "samples"
         what = (*self._model_key(pipeline.scheduler), sampling, seed, self.test.fingerprint)
