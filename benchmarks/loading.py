@@ -36,7 +36,7 @@ def write_images(folder: Path, size: int, count: int, suffix: str) -> None:
 
 def our_batches(folder: Path, size: int, batch_size: int, num_workers: int):
     data = load_image_dataset(str(folder), num_channels=3, image_size=size)
-    data.random_flip = True
+    data.random_flip = data.as_uint8 = True
     order = SampleOrder(len(data), batch_size, seed=0)
     return torch.utils.data.DataLoader(data, batch_sampler=order, collate_fn=collate_batch, num_workers=num_workers)
 

@@ -201,6 +201,7 @@ class ImageDataset(torch.utils.data.Dataset):
     images: uint8 (N, C, H, W), None where they are decoded on access. labels: int64 (N,) or None, with their class_names.
     captions: of each image a list of str, or None. notes: what was held out and skipped, for `describe`.
     others: second images, like pixels. image_condition: how `conditions` makes condition images; None is none.
+    as_uint8: "x_0" is left as it is stored, a quarter of the bytes, for `to_x_0` on the device.
     seed, random_flip: half of the images are flipped, and one of several captions is drawn, by (seed, position in the run).
     """
 
@@ -221,6 +222,7 @@ class ImageDataset(torch.utils.data.Dataset):
         self.num_channels, self.image_size = pixels.shape[1], tuple(pixels.shape[2:])
         self.notes, self.seed, self.random_flip = notes or [], 0, False
         self.image_condition: str | None = None
+        self.as_uint8 = False
         self._others: Any = others
         self._embeddings: dict[str, torch.Tensor] | None = None
 
@@ -245,14 +247,13 @@ class ImageDataset(torch.utils.data.Dataset):
         Without positions nothing is flipped, the first caption is taken, and the key of a random condition is the index.
         """
         positions, indices = map(list, zip(*indices)) if isinstance(indices[0], tuple) else (None, indices)
-        x_0, *others = (
-            self._read(pixels, indices, positions) for pixels in (self._pixels, self._others) if pixels is not None
+        pixels, *others = (
+            self._read(images, indices, positions) for images in (self._pixels, self._others) if images is not None
         )
-        batch: dict = {"x_0": x_0}
+        batch: dict = {"x_0": pixels if self.as_uint8 else to_x_0(pixels)}
         if self.image_condition is not None:
-            batch["condition_image"] = make_condition(
-                x_0, self.image_condition, self.seed, positions or indices, *others
-            )
+            x_0, keys = to_x_0(pixels), positions or indices
+            batch["condition_image"] = make_condition(x_0, self.image_condition, self.seed, keys, *map(to_x_0, others))
         if positions is not None:
             batch["position"] = torch.tensor(positions)
         if self.labels is not None:
@@ -276,8 +277,8 @@ class ImageDataset(torch.utils.data.Dataset):
         images = pixels[indices]
         if self.random_flip and positions is not None:
             flipped = torch.from_numpy(is_flipped(self.seed, np.array(positions)))
-            images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
-        return to_x_0(images)
+            images[flipped] = images[flipped].flip(-1)
+        return images
 
     def embed_captions(
         self, encode: Callable[[list[str]], torch.Tensor], encoder: str, cache_dir: str | None = None

@@ -38,6 +38,7 @@ from tqdm.auto import tqdm
 from .. import hub
 from ..data import ImageDataset, SampleOrder, StreamedImages, collate_batch, load_image_dataset
 from ..hardware import describe_hardware
+from ..images import to_x_0
 from ..keys import GENERATOR, draw, dropout_seed
 from ..objective import Objective, drop_condition, make_objective
 from ..pipeline_ddpm_image import Condition, DDPMImagePipeline
@@ -260,6 +261,7 @@ class Trainer:
         for i in range(config.gradient_accumulation_steps):
             batch = next(batches)
             x_0 = batch["x_0"].to(device, memory_format=torch.channels_last, non_blocking=True)
+            x_0 = to_x_0(x_0) if x_0.dtype == torch.uint8 else x_0
             t, noise, uniform = draw(x_0, batch["position"], config.seed, len(self.scheduler))
             condition = self._condition(batch, uniform)
             with accelerator.accumulate(self.model):
@@ -315,8 +317,10 @@ class Trainer:
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             start_step=self.step,
         )
+        data = copy.copy(self.data)
+        data.as_uint8 = True  # what workers hand over and what is moved to the device
         return torch.utils.data.DataLoader(
-            self.data,
+            data,
             batch_sampler=order,
             collate_fn=collate_batch,
             num_workers=config.dataloader_num_workers,

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from ddpm_hf.data import ImageDataset, SampleOrder, collate_batch
+from ddpm_hf.images import to_x_0
 
 
 def samples(steps, total=64, **topology):
@@ -60,5 +61,8 @@ def test_flips_depend_on_the_position_alone(idx):
     pieces = [flipping[pairs[i : i + 50]]["x_0"] for i in range(0, 2000, 50)]
     assert torch.equal(torch.cat(pieces), x_0)
     assert torch.equal(flipping[[11]]["x_0"], idx[[11]]["x_0"])  # without a position: evaluation
+    flipping.as_uint8 = True
+    stored = flipping[pairs]["x_0"]
+    assert stored.dtype == torch.uint8 and torch.equal(to_x_0(stored), x_0)
     flipping.seed = 4
-    assert not torch.equal(flipping[pairs]["x_0"], x_0)
+    assert not torch.equal(flipping[pairs]["x_0"], stored)

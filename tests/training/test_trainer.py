@@ -664,7 +664,7 @@ def test_a_model_of_text_trains_on_captions(tmp_path, monkeypatch, text_parts):
     )
     assert encoded == [[""], ["a cat", "a sleepy cat"]]
     batch = next(iter(trainer._loader()))
-    assert batch["prompt_embeds"].shape == (8, 16)
+    assert batch["prompt_embeds"].shape == (8, 16) and batch["x_0"].dtype == torch.uint8
     trainer.run()
     pipe = hub.load(tmp_path / "run")
     images = pipe(prompt=["a cat", "a dog"], guidance_scale=2.0, num_inference_steps=2, output_type="pt").images
