@@ -69,8 +69,8 @@ def normal(keys: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     size, states = like[0].numel(), keys[:, None]
     first: Any = states.numpy() if like.device.type == "cpu" else states  # as the increments are
     bits = _mixed(first + _increments((size + 1) // 2, like.device))
-    noise = torch.as_tensor(bits).view(torch.int32)[:, :size].double()
-    noise = torch.add(HALF, noise, alpha=2**-31)  # uniform in (-1, 1), in one operation
+    halves = torch.as_tensor(bits).view(torch.int32)[:, :size]
+    noise = torch.add(HALF, halves, alpha=2**-31)  # uniform in (-1, 1), float64, in one operation
     return torch.empty_like(like).copy_(noise.erfinv_().mul_(2**0.5).view(like.shape))
 
 
