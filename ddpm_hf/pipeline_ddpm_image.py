@@ -263,8 +263,8 @@ class DDPMImagePipeline(DiffusionPipeline):
 
         For every scheduler that has alphas_cumprod and predicts noise, x_0 or v.
         """
-        t = torch.as_tensor(t).to(x_t.device).long().reshape(-1, 1, 1, 1)
-        abar = self.scheduler.alphas_cumprod.to(x_t.device)[t]
+        t = torch.as_tensor(t).to(x_t.device, non_blocking=True).long().reshape(-1, 1, 1, 1)
+        abar = self.scheduler.alphas_cumprod.to(x_t.device, non_blocking=True)[t]
         of_x_t, of_output = _x_0_weights(abar, self.scheduler.config.prediction_type)
         return of_x_t * x_t + of_output * output[:, : x_t.shape[1]]
 

@@ -13,9 +13,10 @@ from training_fixtures import tiny
 
 from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel
 from ddpm_hf.data import ImageDataset
+from ddpm_hf.distillation import Consistency, MomentMatching, Teacher
 from ddpm_hf.likelihood import variational_bound
-from ddpm_hf.objective import Consistency, hybrid, simple
-from ddpm_hf.training import Trainer, validation
+from ddpm_hf.objective import hybrid, simple
+from ddpm_hf.training import Trainer, checkpoints, validation
 from ddpm_hf.training.launch import make_accelerator
 
 META = torch.device("meta")
@@ -94,13 +95,15 @@ def make_trainer(tmp_path, monkeypatch, tiny_preset):
         for module in (torch.utils._foreach_utils, sys.modules["torch.optim.optimizer"]):
             monkeypatch.setattr(module, name, lambda supported=supported: supported)
 
-    def make(pipe, **options) -> Trainer:
+    monkeypatch.setattr(checkpoints, "fingerprint", lambda network: "")  # of weights that are not there
+
+    def make(pipe, objective=simple, **options) -> Trainer:
         config = tiny(tmp_path, mixed_precision="no", label_dropout=0.1, train_batch_size=4, **options)
         accelerator = make_accelerator(config)
         for state in (PartialState, AcceleratorState):
             monkeypatch.setitem(state._shared_state, "device", META)
         data = ImageDataset(IMAGES, torch.arange(10), NAMES)
-        return Trainer(pipe, data, simple, config, data, accelerator)
+        return Trainer(pipe, data, objective, config, data, accelerator)
 
     yield make
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -118,7 +121,8 @@ def second_step(trainer: Trainer) -> Operations:
 OBJECTIVES = {
     "simple": lambda pipe: simple,
     "hybrid": lambda pipe: hybrid,
-    "consistency": lambda pipe: Consistency(pipe, guidance=2.0),
+    "consistency": lambda pipe: Consistency(pipe, Teacher(pipe, pipe, 2.0)),
+    "moment_matching": lambda pipe: MomentMatching(pipe, Teacher(pipe, pipe, 2.0)),
 }
 
 
@@ -126,8 +130,7 @@ OBJECTIVES = {
 def test_a_training_step_does_not_wait(make_trainer, name):
     """Loss, backward, clipping, optimizer and both kinds of averages."""
     pipe = make_pipeline(variance_type="learned_range" if name == "hybrid" else "fixed_small")
-    trainer = make_trainer(pipe, ema_sigma_rels=[0.05])
-    trainer.objective = OBJECTIVES[name](pipe)
+    trainer = make_trainer(pipe, OBJECTIVES[name](pipe), ema_sigma_rels=[0.05])
     assert not second_step(trainer).waits
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from ddpm_hf import DDPMNoiseScheduler
-from ddpm_hf.objective import Consistency, drop_condition, hybrid, make_objective, simple
+from ddpm_hf.objective import drop_condition, hybrid, make_objective, simple
 
 SHAPE = torch.Size((1, 4, 4))
 
@@ -148,47 +148,3 @@ def test_hybrid_needs_a_learned_variance():
     pipeline = SimpleNamespace(scheduler=DDPMNoiseScheduler(variance_type="fixed_large"))
     with pytest.raises(ValueError, match=r"objective='hybrid' .* variance_type is 'fixed_large'"):
         make_objective("hybrid", pipeline)
-
-
-X_0 = torch.linspace(-0.9, 0.4, 64 * 16).view(64, *SHAPE)
-T = torch.linspace(0, 999, 64).long()
-
-
-def consistency(guidance: float | None = None, offset: float = 0.0) -> tuple[Consistency, torch.Tensor]:
-    """The objective and its losses at 64 t, for a network whose x_0 is the true one plus `offset`, as is its teacher's."""
-    scheduler = DDPMNoiseScheduler(prediction_type="sample")
-    parts = {"unet": torch.nn.Linear(1, 1), "scheduler": scheduler, "takes": ("class_labels",)}
-    parts |= {"null": lambda condition: condition}
-    objective = make_objective("consistency", SimpleNamespace(**parts), guidance=guidance)
-    noise = torch.randn(X_0.shape, generator=torch.Generator().manual_seed(0))
-
-    def denoise(x_t, t, condition, network=None):
-        return X_0 + (offset if network is None else 0)
-
-    return objective, objective(denoise, scheduler, X_0, T, noise, {})
-
-
-def test_consistency_is_none_between_the_states_of_one_path():
-    """A constant error is consistent as well, but for the steps whose target is x_0 itself: the boundary condition."""
-    assert (consistency()[1] < 1e-3).all()
-    losses = consistency(offset=0.5)[1]
-    is_anchored = losses > 1e-3
-    assert 0 < is_anchored.sum() < 64 and is_anchored.diff().sum() == 1  # small t, and none above
-    assert (losses[is_anchored] <= 0.5 / Consistency.LEAST_GAP + 1e-3).all()
-
-
-def test_a_teacher_that_knows_x_0_follows_the_straight_line():
-    assert torch.allclose(consistency(guidance=1.3, offset=0.5)[1], consistency(offset=0.5)[1], atol=1e-4)
-
-
-def test_the_teacher_goes_to_the_device_of_the_images():
-    objective, _ = consistency(guidance=1.3)
-    x_0, t = X_0.to("meta"), T.to("meta")
-    objective(lambda *_, network=None: x_0, objective.pipeline.scheduler, x_0, t, x_0, {})
-    assert objective.teacher.weight.device.type == "meta"
-
-
-def test_distillation_needs_a_condition():
-    pipeline = SimpleNamespace(unet=torch.nn.Linear(1, 1), scheduler=DDPMNoiseScheduler(), takes=())
-    with pytest.raises(ValueError, match=r"distill_guidance=1.3: the model has no condition"):
-        make_objective("consistency", pipeline, guidance=1.3)

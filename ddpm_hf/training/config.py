@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hin
 
 import yaml
 
-from .presets import CONSISTENCY, FINE_TUNING, PRESETS, Preset, find_preset
+from .presets import FINE_TUNING, PRESETS, STUDENTS, Preset, find_preset
 
 MAX_SIGMA_REL = 12**-0.5  # the width of the plain mean of the weights, 0.289
 Precision = Literal["no", "fp16", "bf16"]
@@ -68,14 +68,17 @@ class TrainConfig:
     streaming: bool = _option(False, "Stream the data set from the Hub instead of downloading it.")
     output_dir: str = _option("runs/quick", "The folder of the run. It holds the saved model when the run ends.")
 
-    objective: Literal["simple", "hybrid", "consistency"] | None = _option(
+    objective: Literal["simple", "hybrid", "consistency", "moment_matching"] | None = _option(
         None,
         "The loss. hybrid (arXiv:2102.09672) is the default where the variance is learned, simple elsewhere. consistency (arXiv:2406.14548)"
-        " makes a student that samples in few steps, from --init_from.",
+        " makes a student that samples in few steps from --init_from; moment_matching (arXiv:2406.04103) makes such a student better.",
+    )
+    teacher: str | None = _option(
+        None, "The trained model that a student of few steps learns from. By default it is --init_from."
     )
     distill_guidance: float | None = _option(
         None,
-        "With --objective consistency: the guidance scale of the teacher, e.g. 1.3. The student learns the guided samples and needs no guidance itself.",
+        "The guidance scale of the teacher, e.g. 1.3. The student learns the guided samples and needs no guidance itself.",
     )
     prediction_type: Literal["epsilon", "sample", "v_prediction"] | None = _option(
         None, "What the network predicts: the noise, x_0 or v."
@@ -152,7 +155,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         self._check_types()
-        for name in ("preset", "init_from", "dataset", "output_dir"):
+        for name in ("preset", "init_from", "teacher", "dataset", "output_dir"):
             if (getattr(self, name) or "").startswith("~"):
                 setattr(self, name, str(Path(getattr(self, name)).expanduser()))
         self.asked = {option.name: getattr(self, option.name) for option in fields(self)}
@@ -198,14 +201,15 @@ class TrainConfig:
             raise ValueError(
                 f"lr_warmup_steps={self.lr_warmup_steps} must be at most max_train_steps={self.max_train_steps}."
             )
-        if self.objective == "consistency" and not self.init_from:
-            raise ValueError("objective='consistency' starts from a trained model: name it with init_from.")
-        if self.objective == "consistency" and self.snr_gamma:
+        if self.objective in STUDENTS and not self.init_from:
+            raise ValueError(f"objective={self.objective!r} starts from a trained model: name it with init_from.")
+        if self.objective in STUDENTS and self.snr_gamma:
             raise ValueError(
-                f"snr_gamma={self.snr_gamma} weighs the losses simple and hybrid, not objective='consistency'."
+                f"snr_gamma={self.snr_gamma} weighs the losses simple and hybrid, not objective={self.objective!r}."
             )
-        if self.distill_guidance is not None and self.objective != "consistency":
-            raise ValueError(f"distill_guidance={self.distill_guidance} belongs to objective='consistency'.")
+        for name in ("teacher", "distill_guidance"):
+            if (value := getattr(self, name)) is not None and self.objective not in STUDENTS:
+                raise ValueError(f"{name}={value!r} belongs to objective='consistency' and 'moment_matching'.")
 
     def choose(self, preset: Preset) -> Preset:
         """The preset with what this run has chosen instead of its prediction, variance and last step."""
@@ -290,6 +294,7 @@ RUN_IDENTITY = (
     *MODEL_OPTIONS,
     "init_from",
     "objective",
+    "teacher",
     "distill_guidance",
     "image_condition",
     "seed",
@@ -325,7 +330,7 @@ def find_recipe(preset: str | None, init_from: str | None, objective: str | None
     """The values of options that such a run leaves out. Warm-up and average last as long a part of it as of the recipe's own length."""
     recipe = _DEFAULTS | (find_preset(preset).training if preset else {})
     recipe |= FINE_TUNING if init_from else {}
-    recipe |= CONSISTENCY if objective == "consistency" else {}
+    recipe |= STUDENTS.get(objective, {})
     part = recipe["max_train_steps"] / (max_train_steps or recipe["max_train_steps"])
     return recipe | {
         "lr_warmup_steps": round(recipe["lr_warmup_steps"] / part),

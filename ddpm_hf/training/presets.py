@@ -213,7 +213,7 @@ _STOCK_RECIPE = dict(  # train_unconditional.py's, for a network that no preset 
 FINE_TUNING = dict(  # from trained weights
     train_batch_size=32, learning_rate=2e-4, lr_warmup_steps=100, max_train_steps=2000, ema_decay=0.995, snr_gamma=5.0
 )
-CONSISTENCY = dict(  # a student of few steps
+CONSISTENCY = dict(
     train_batch_size=64,
     learning_rate=2e-4,
     lr_warmup_steps=100,
@@ -223,6 +223,11 @@ CONSISTENCY = dict(  # a student of few steps
     weight_decay=0.0,
     snr_gamma=0.0,
 )
+MOMENT_MATCHING = CONSISTENCY | dict(learning_rate=1e-4, max_train_steps=2000, ema_decay=0.995, lr_scheduler="cosine")
+STUDENTS = {
+    "consistency": CONSISTENCY,
+    "moment_matching": MOMENT_MATCHING,
+}  # objective -> recipe of a student of few steps
 
 
 def find_preset(preset: str) -> Preset:

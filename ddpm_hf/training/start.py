@@ -18,7 +18,7 @@ from ..pipeline_ddpm_image import DDPMImagePipeline, check_image_condition
 from ..scheduling_ddpm_noise import DDPMNoiseScheduler
 from . import checkpoints
 from .config import TrainConfig
-from .presets import FINE_TUNING, Preset, find_preset, preset_of
+from .presets import FINE_TUNING, STUDENTS, Preset, find_preset, preset_of
 
 logger = logging.getLogger(__name__)
 
@@ -39,13 +39,13 @@ class Start:
 def find_start(config: TrainConfig) -> Start:
     """The preset and the source of a run. Raises ValueError or HubError where --init_from names no model that can be trained.
 
-    A resumed run has all in its checkpoint but the teacher of a consistency run.
+    A resumed run has all in its checkpoint but the teacher of a student of few steps.
     """
     model: str | Path | None = config.init_from
-    if model and config.resume and config.objective != "consistency":
+    if model and config.resume and config.objective not in STUDENTS:
         model = checkpoints.newest(Path(config.output_dir)) or model
     source = hub.load(model) if model else None
-    if source and not _is_ddpm(source.scheduler):
+    if source and not (_is_ddpm(source.scheduler) or (config.teacher and isinstance(source.scheduler, LCMScheduler))):
         raise ValueError(
             f"init_from={config.init_from!r} has a {type(source.scheduler).__name__}, of few steps or of no DDPM:"
             " start from a model whose network predicts noise, x_0 or v of DDPM's process."
@@ -122,7 +122,7 @@ def _sampling(preset: Preset, config: TrainConfig, is_conditional: bool) -> dict
     """How the model samples by default."""
     sampling, asked = dict(preset.sampling), config.guidance_scale
     own = sampling.pop("guidance_scale", 1.3)
-    if asked is not None and (config.objective == "consistency" or not is_conditional):
+    if asked is not None and (config.objective in STUDENTS or not is_conditional):
         why = "the network has no condition" if not is_conditional else "a student of few steps draws without"
         logger.warning(f"guidance_scale={asked} is not used: {why}.")
     return sampling | ({"guidance_scale": own if asked is None else asked} if is_conditional else {})

@@ -78,13 +78,16 @@ def make_trainer(config: TrainConfig, objective: Objective | None = None) -> "Tr
         raise ValueError("streaming=True: a model of text embeds all captions before it begins.")
     data = load_data(config, start, "train", accelerator)
     pipeline = make_pipeline(start, data.class_names, config)
-    belongs = [name for name in ("objective", "snr_gamma", "distill_guidance") if config.asked[name] is not None]
+    belongs = [
+        name for name in ("objective", "snr_gamma", "distill_guidance", "teacher") if config.asked[name] is not None
+    ]
     if objective is not None and belongs:
         raise ValueError(
             f"{belongs[0]}={config.asked[belongs[0]]!r} belongs to the objectives of ddpm_hf; train has another."
         )
     if objective is None:
-        objective = make_objective(config.objective, pipeline, config.snr_gamma, config.distill_guidance)
+        teacher = hub.load(config.teacher) if config.teacher else None
+        objective = make_objective(config.objective, pipeline, config.snr_gamma, config.distill_guidance, teacher)
     held_out = load_held_out(config, start, pipeline, accelerator)
     if start.preset.text_encoder:
         with local_main_process_first(accelerator):  # it fills the machine's cache
@@ -132,21 +135,32 @@ class Trainer:
                 module.dropout_prob = 0.0
         unet, self.average = pipeline.unet, self._averaged(pipeline)
         teacher = getattr(objective, "teacher", None)
-        self.teacher = None if teacher is None else checkpoints.fingerprint(teacher)
+        self.teacher = None if teacher is None else checkpoints.fingerprint(teacher.network)
+        auxiliary = getattr(objective, "auxiliary", None)
+        networks = [unet] if auxiliary is None else [unet, auxiliary]
         if not is_sharded(self.accelerator):  # FSDP2 wants its parameters contiguous
-            unet.to(memory_format=torch.channels_last)
+            for network in networks:
+                network.to(memory_format=torch.channels_last)
+        elif auxiliary is not None:
+            raise ValueError(
+                f"objective={config.objective!r} trains two networks, which FSDP cannot share out: use DDP."
+            )
         if config.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         optimizer = torch.optim.AdamW(
-            unet.parameters(),
+            [parameter for network in networks for parameter in network.parameters()],
             lr=config.learning_rate,
             betas=(0.9, config.adam_beta2),
             weight_decay=config.weight_decay,
             # A fused one hides from Accelerate the steps that fp16 skips; None is the fastest of the others.
             fused=config.mixed_precision != "fp16" or None,
         )
-        model = torch.compile(unet) if config.torch_compile else unet
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        if config.torch_compile:
+            networks = [torch.compile(network) for network in networks]
+        *self.trained, self.optimizer = self.accelerator.prepare(*networks, optimizer)
+        self.model = self.trained[0]
+        if auxiliary is not None:
+            objective.auxiliary = self.trained[1]  # type: ignore[attr-defined]
         # Not prepared: Accelerate would step it once per rank, and it counts optimizer steps.
         self.lr_scheduler = get_scheduler(
             config.lr_scheduler,
@@ -264,13 +278,14 @@ class Trainer:
             x_0 = to_x_0(x_0) if x_0.dtype == torch.uint8 else x_0
             t, noise, uniform = draw(x_0, batch["position"], config.seed, len(self.scheduler))
             condition = self._condition(batch, uniform)
-            with accelerator.accumulate(self.model):
+            with accelerator.accumulate(*self.trained):
                 forward = (self.step * config.gradient_accumulation_steps + i) * accelerator.num_processes
                 torch.manual_seed(dropout_seed(config.seed, forward + accelerator.process_index))
                 loss = self.objective(self._denoise, self.scheduler, x_0, t, noise, condition).mean()
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
-                    grad_norm = full_tensor(accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm))
+                    parameters = [parameter for network in self.trained for parameter in network.parameters()]
+                    grad_norm = full_tensor(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             losses.append(loss.detach())

@@ -11,6 +11,7 @@ from training_fixtures import tiny
 
 from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel, hub
 from ddpm_hf.cli.train import parse_args
+from ddpm_hf.data import load_image_dataset
 from ddpm_hf.training import Preset, TrainConfig, start
 from ddpm_hf.training.trainer import make_trainer, train
 
@@ -97,6 +98,41 @@ def test_a_model_that_does_not_tell_its_data_needs_them_named(tmp_path, way):
         make_trainer(tiny(tmp_path, **options))
 
 
+def test_a_student_of_few_steps_is_trained_on_by_its_teacher(tmp_path):
+    """A run that was stopped is the same run, its second network included; the saved student takes four steps of DDPM."""
+    scheduler = DDPMNoiseScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="sample")
+    classes = dict(enumerate(load_image_dataset(str(ASSETS / "idx"), num_channels=1, image_size=28).class_names))
+    saved(tmp_path / "teacher", scheduler=scheduler, id2label=classes)
+    saved(
+        tmp_path / "model",
+        scheduler=LCMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="sample"),
+        id2label=classes,
+    )
+    options = {"objective": "moment_matching", "teacher": str(tmp_path / "teacher"), "distill_guidance": 1.3}
+    options |= {
+        "learning_rate": 1e-2,
+        "lr_scheduler": "constant_with_warmup",
+        "lr_warmup_steps": 1,
+        "ema_decay": 0.5,
+    }  # whatever the length of the leg
+    weights = []
+    for name, legs in (("whole", [4]), ("halves", [2, 4])):
+        for steps in legs:
+            config = fine_tuning(tmp_path, output_dir=str(tmp_path / name), max_train_steps=steps, **options)
+            config.resume = steps != legs[0]
+            trainer = make_trainer(config)
+            trainer.run()
+        weights.append(
+            {**trainer.average.unet.state_dict(), "auxiliary": next(trainer.objective.auxiliary.parameters())}
+        )
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    first = next(hub.load(tmp_path / "teacher").unet.parameters())
+    assert not torch.equal(weights[0]["auxiliary"], first)  # it learns
+    student = hub.load(tmp_path / "whole")
+    assert isinstance(student.scheduler, DDPMNoiseScheduler)
+    assert student.sampling == {"num_inference_steps": 4, "guidance_scale": 1.0}
+
+
 @pytest.mark.parametrize("scheduler", [LCMScheduler(), TCDScheduler(), FlowMatchEulerDiscreteScheduler()])
 def test_a_student_or_another_process_is_no_start(tmp_path, scheduler):
     saved(tmp_path / "model", scheduler=scheduler)
@@ -138,7 +174,7 @@ def test_another_teacher_is_another_run(tmp_path):
     saved(tmp_path / "model")
     options = {"objective": "consistency", "distill_guidance": 1.3, "mixed_precision": "bf16"}
     trainer, dtypes = make_trainer(fine_tuning(tmp_path, **options)), set()
-    layer = trainer.objective.teacher.mid_block.resnets[0].conv1
+    layer = trainer.objective.teacher.network.mid_block.resnets[0].conv1
     layer.register_forward_hook(lambda _, inputs, output: dtypes.add(output.dtype))
     trainer.run()
     assert dtypes == {torch.bfloat16}  # the run's autocast
@@ -156,7 +192,9 @@ def test_a_preset_that_starts_from_trained_weights_keeps_its_data():
 
 def test_the_options_of_an_objective_are_refused_elsewhere(capsys):
     for arguments, message in [
-        ("--distill_guidance 1.3", "distill_guidance=1.3 belongs to objective='consistency'"),
+        ("--distill_guidance 1.3", "distill_guidance=1.3 belongs to objective='consistency' and 'moment_matching'"),
+        ("--teacher m", "teacher='m' belongs to objective='consistency' and 'moment_matching'"),
+        ("--objective moment_matching", "objective='moment_matching' starts from a trained model"),
         ("--objective consistency --init_from m --distill_guidance -1", "distill_guidance=-1.0 must be at least 0"),
         ("--objective consistency --init_from m --snr_gamma 5", "snr_gamma=5.0 weighs the losses simple and hybrid"),
     ]:
