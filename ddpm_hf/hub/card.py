@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from diffusers import UNet2DModel
+from diffusers import ConsistencyModelPipeline, DDPMPipeline, DiffusionPipeline, UNet2DModel
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..pipeline_ddpm_image import DDPMImagePipeline
@@ -60,7 +60,8 @@ def make_card(
         )
         about: dict[str, Any] = {"name": name, "branch": branch, "pipeline": pipeline}
         about |= {"arguments": _arguments(pipeline)}
-        about |= {"has_stock": has_stock(pipeline), "shows_stock": branch == "main" if stock is None else stock}
+        about |= {"stock_class": getattr(stock_class(pipeline), "__name__", None)}
+        about |= {"shows_stock": branch == "main" if stock is None else stock}
         about |= {"metrics": metrics, "figures": figures, "settings": settings, "flat": _flat}
         about |= {"dataset": dataset, "options": options, "results": results}
         about |= {"has_samples": (folder / "samples.png").exists()}
@@ -119,15 +120,30 @@ def is_generated(text: str) -> bool:
     return text == body + CHECKSUM.format(_checksum(body))
 
 
-def has_stock(pipeline: DDPMImagePipeline) -> bool:
-    """Whether diffusers' `DDPMPipeline`, which passes neither labels nor the initial noise, can draw what this pipeline draws."""
-    unet, scheduler = pipeline.unet.config, pipeline.scheduler
-    is_ddpm = type(scheduler).__name__ in ("DDPMNoiseScheduler", "DDPMScheduler")
-    if not (isinstance(pipeline.unet, UNet2DModel) and is_ddpm and pipeline.image_condition is None):
-        return False
+def stock_class(pipeline: DDPMImagePipeline) -> type[DiffusionPipeline] | None:
+    """Diffusers' pipeline that draws what this one draws, or None.
+
+    `DDPMPipeline` passes neither labels nor the initial noise. `ConsistencyModelPipeline` passes labels; a student of few steps, which needs
+    no guidance, is drawn by it.
+    """
+    unet, scheduler, sampling = pipeline.unet.config, pipeline.scheduler, pipeline.sampling
+    kind, is_square = type(scheduler).__name__, isinstance(unet.get("sample_size"), int)
+    if (
+        not isinstance(pipeline.unet, UNet2DModel)
+        or unet.class_embed_type is not None
+        or pipeline.image_condition is not None
+    ):
+        return None
+    if kind == "LCMScheduler" or (
+        sampling.get("num_inference_steps", 1000) <= 8 and sampling.get("guidance_scale") == 1
+    ):
+        is_known = kind in ("LCMScheduler", "DDPMNoiseScheduler", "DDPMScheduler")
+        return ConsistencyModelPipeline if is_known and is_square else None
     is_unlabelled = unet.num_class_embeds is None or pipeline.null_label is not None
+    if not is_unlabelled or unet.sample_size is None or kind not in ("DDPMNoiseScheduler", "DDPMScheduler"):
+        return None
     is_nan_there = scheduler.config.variance_type in ("learned", "fixed_large_log")
-    return is_unlabelled and unet.class_embed_type is None and unet.sample_size is not None and not is_nan_there
+    return None if is_nan_there else DDPMPipeline
 
 
 def _eval_results(task: str, figures: dict[str, float], settings: dict, dataset: str) -> list[EvalResult]:

@@ -6,12 +6,14 @@ A pushed model has a second branch, `stock`: the same weights under diffusers' o
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from huggingface_hub import CommitInfo, HfApi, SpaceCard, get_token
 
 from ..pipeline_ddpm_image import DDPMImagePipeline
-from .card import STOCK, card_on_hub, has_stock
+from ..scheduling_ddpm_noise import DDPMNoiseScheduler
+from .card import STOCK, card_on_hub, stock_class
 from .commits import attempt, commit, create_repo, pull_request
 from .files import (
     CODE,
@@ -74,7 +76,7 @@ def push(
     with tempfile.TemporaryDirectory() as temporary:
         stages = {STOCK: Path(temporary, STOCK), branch: Path(temporary, "model")}
         pipeline = _stage(folder, stages[branch], token)
-        stock = branch == "main" and not create_pr and has_stock(pipeline)
+        stock = branch == "main" and not create_pr and stock_class(pipeline) is not None
         if stock:
             _stage_stock(pipeline, stages[STOCK])
         repo = attempt(what, create_repo, api, repo_id, "model", private)
@@ -133,17 +135,20 @@ def _stage(folder: Path, stage: Path, token: str | None) -> DDPMImagePipeline:
 
 
 def _stage_stock(pipeline: DDPMImagePipeline, stage: Path) -> None:
-    """The model under diffusers' own classes, where it has one (`has_stock`).
+    """The model under diffusers' own classes, where it has one (`stock_class`).
 
-    `DDPMPipeline` passes no labels, so a class-conditional U-Net becomes the unconditional one that its null label makes:
+    `DDPMPipeline` passes no labels, so there a class-conditional U-Net becomes the unconditional one that its null label makes:
     temb = W x + b + class_embedding[null], the last two summed into the bias b.
     """
+    kind: Any = stock_class(pipeline)
     config = {name: value for name, value in pipeline.unet.config.items() if not name.startswith("_")}
-    state = dict(pipeline.unet.state_dict())
-    if config["num_class_embeds"] is not None:
+    state, scheduler = dict(pipeline.unet.state_dict()), pipeline.scheduler
+    if kind is DDPMPipeline and config["num_class_embeds"] is not None:
         null = state.pop("class_embedding.weight")[pipeline.null_label]
         state["time_embedding.linear_2.bias"] = state["time_embedding.linear_2.bias"] + null
         config["num_class_embeds"] = None
     unet = UNet2DModel.from_config(config)
     unet.load_state_dict(state, assign=True)
-    DDPMPipeline(unet, DDPMScheduler.from_config(pipeline.scheduler.config)).save_pretrained(stage)
+    if isinstance(scheduler, DDPMNoiseScheduler):
+        scheduler = DDPMScheduler.from_config(scheduler.config)
+    kind(unet, scheduler).save_pretrained(stage)

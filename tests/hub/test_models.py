@@ -13,7 +13,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
+from diffusers import (
+    ConsistencyModelPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    LCMScheduler,
+    UNet2DModel,
+)
 from hub_fixtures import METRICS, TRAIN_RESULTS, draw, tiny_pipeline, tree
 from huggingface_hub import HfApi, constants, snapshot_download
 from safetensors.torch import load_file, save_file
@@ -457,6 +465,32 @@ def test_stock_branch_of_other_models(remote, tmp_path, labels, num_class_embeds
     if labels is None:
         stock = DiffusionPipeline.from_pretrained("alice/tiny", revision="stock")
         assert type(stock) is DDPMPipeline and np.array_equal(draw(stock), draw(pipe))
+
+
+@pytest.mark.parametrize("kind", [LCMScheduler, DDPMNoiseScheduler])
+@pytest.mark.parametrize("labels", [None, {0: "a", 1: "b"}])
+def test_the_stock_branch_of_a_student_of_few_steps_takes_labels(remote, tmp_path, kind, labels):
+    """It draws the same pixels, and its card says how."""
+    pipe = tiny_pipeline(labels=labels)
+    options = {"original_inference_steps": 10} if kind is LCMScheduler else {"timestep_spacing": "trailing"}
+    scheduler = kind(num_train_timesteps=20, beta_schedule="squaredcos_cap_v2", prediction_type="sample", **options)
+    sampling = {"num_inference_steps": 4, "guidance_scale": 1.0}
+    pipe = DDPMImagePipeline(pipe.unet, scheduler, labels, sampling)
+    hub.push(hub.save(pipe, tmp_path), "alice/student")
+    stock = DiffusionPipeline.from_pretrained("alice/student", revision="stock")
+    assert type(stock) is ConsistencyModelPipeline and type(stock.unet) is UNet2DModel
+    given = {"class_labels": [1, 0, 1, 1]} if labels else {}
+    seeds = {"batch_size": 4, "num_inference_steps": 4, "output_type": "np"}
+    found = stock(generator=torch.Generator().manual_seed(0), **seeds, **given).images
+    expected = pipe(generator=torch.Generator().manual_seed(0), autocast=False, **seeds, **given).images
+    assert np.abs(found - expected).max() < 1e-5
+    for branch in ("main", "stock"):
+        card = remote.repo("alice/student").at(branch).files["README.md"].decode()
+        (line,) = re.findall(r'revision="stock"\)\n(.*)', card)
+        assert (
+            line
+            == f"images = pipe(batch_size=4, {'class_labels=[0] * 4, ' if labels else ''}num_inference_steps=4).images"
+        )
 
 
 def test_revision_tag_and_commit(remote, saved):
