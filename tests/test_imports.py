@@ -8,16 +8,17 @@ from tiny import ROOT
 
 PACKAGE = ROOT / "ddpm_hf"
 HUB_FILES = {"modeling_ddpm_unet", "scheduling_ddpm_noise", "pipeline_ddpm_image"}
-GROUND_FLOOR = HUB_FILES | {"objective", "likelihood", "keys", "images", "hardware", "lazy"}
+GROUND_FLOOR = HUB_FILES | {"objective", "distillation", "likelihood", "keys", "images", "hardware", "lazy"}
 # Wing or module of the ground floor -> those that it imports. Arrows go down only.
 ARROWS = {
     "cli": {"training", "evaluation", "hub", "data", "images", "pipeline_ddpm_image"},
     "evaluation": {"hub", "data", "likelihood", "images", "keys", "hardware", "lazy"}
     | {"scheduling_ddpm_noise", "pipeline_ddpm_image"},
     "training": {"hub", "data", "objective", "images", "keys", "hardware", "lazy"} | HUB_FILES,
-    "hub": {"pipeline_ddpm_image"},
+    "hub": {"scheduling_ddpm_noise", "pipeline_ddpm_image"},
     "data": {"images", "keys", "lazy", "pipeline_ddpm_image"},
-    "objective": {"likelihood", "scheduling_ddpm_noise", "pipeline_ddpm_image"},
+    "objective": {"distillation", "likelihood", "scheduling_ddpm_noise", "pipeline_ddpm_image"},
+    "distillation": {"likelihood", "scheduling_ddpm_noise", "pipeline_ddpm_image"},
     "likelihood": {"keys", "scheduling_ddpm_noise"},
     "hardware": {"pipeline_ddpm_image"},
     "images": set(),
