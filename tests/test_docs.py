@@ -86,7 +86,7 @@ def run(line: str, monkeypatch) -> None:
     if script.parts[0] != "scripts":
         return None  # benchmarks take their time
     arguments += shlex.split(SMALL[script.name])
-    if script.name == "train.py" and "--teacher" not in arguments:  # which teaches its own classes
+    if script.name == "train.py" and "--distill_guidance" not in arguments:  # a teacher has its own classes
         arguments += ["--dataset", "~/photos"]
     if "--preset" in arguments:
         preset = PRESETS[arguments[arguments.index("--preset") + 1]]
