@@ -133,6 +133,7 @@ class MomentMatching:
     """
 
     STEPS = 4
+    AUXILIARY_RATE = 5.0  # times the student's learning rate, which it has to follow
 
     def __init__(self, pipeline: DDPMImagePipeline, teacher: Teacher):
         self.teacher = teacher

@@ -223,7 +223,7 @@ CONSISTENCY = dict(
     weight_decay=0.0,
     snr_gamma=0.0,
 )
-MOMENT_MATCHING = CONSISTENCY | dict(learning_rate=1e-4, max_train_steps=2000, ema_decay=0.995, lr_scheduler="cosine")
+MOMENT_MATCHING = CONSISTENCY | dict(learning_rate=5e-5, max_train_steps=1000, ema_decay=0.99, lr_scheduler="cosine")
 STUDENTS = {
     "consistency": CONSISTENCY,
     "moment_matching": MOMENT_MATCHING,

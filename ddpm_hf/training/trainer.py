@@ -147,9 +147,12 @@ class Trainer:
             )
         if config.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
+        self.rates = (1.0, getattr(objective, "AUXILIARY_RATE", 1.0))  # of each network's learning rate
         optimizer = torch.optim.AdamW(
-            [parameter for network in networks for parameter in network.parameters()],
-            lr=config.learning_rate,
+            [
+                {"params": list(network.parameters()), "lr": rate * config.learning_rate}
+                for network, rate in zip(networks, self.rates)
+            ],
             betas=(0.9, config.adam_beta2),
             weight_decay=config.weight_decay,
             # A fused one hides from Accelerate the steps that fp16 skips; None is the fastest of the others.
@@ -474,12 +477,14 @@ class Trainer:
 
     def _follow_config(self) -> None:
         """What a resumed run may have changed; the checkpoint brought it back as it was."""
-        config, schedule, (group,) = self.config, self.lr_scheduler, self.optimizer.param_groups
+        config, schedule = self.config, self.lr_scheduler
         self.ema.decay = config.ema_decay  # a longer run has a longer average
-        lr = config.learning_rate * schedule.lr_lambdas[0](schedule.last_epoch)
-        schedule.base_lrs, schedule._last_lr = [config.learning_rate], [lr]
-        group |= {"lr": lr, "initial_lr": config.learning_rate}
-        group |= {"betas": (0.9, config.adam_beta2), "weight_decay": config.weight_decay}
+        factor = schedule.lr_lambdas[0](schedule.last_epoch)
+        schedule.base_lrs = [rate * config.learning_rate for rate, _ in zip(self.rates, self.trained)]
+        schedule._last_lr = [factor * lr for lr in schedule.base_lrs]
+        for group, initial_lr, lr in zip(self.optimizer.param_groups, schedule.base_lrs, schedule._last_lr):
+            group |= {"lr": lr, "initial_lr": initial_lr}
+            group |= {"betas": (0.9, config.adam_beta2), "weight_decay": config.weight_decay}
 
     def _finish(self) -> bool:
         """Leave the saved model in the run's folder, and push it where that was asked for; False where a signal came before."""
