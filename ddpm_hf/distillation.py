@@ -26,17 +26,20 @@ class Teacher:
         guidance: the guidance scale; 1 is none.
 
     Raises:
-        ValueError: guidance for a model without a condition, or a student with other noise levels or classes.
+        ValueError: guidance for a model without a condition, a model that samples in few steps itself or by no process of DDPM, or a student
+            with other noise levels, classes, conditions or images.
     """
 
     def __init__(self, model: DDPMImagePipeline, student: DDPMImagePipeline, guidance: float = 1.0):
         if guidance != 1 and not model.takes:
             raise ValueError(f"distill_guidance={guidance}: the model has no condition to be guided by.")
-        levels = [pipeline.scheduler.alphas_cumprod for pipeline in (model, student)]
-        if not torch.equal(*levels) or model.id2label != student.id2label:
-            raise ValueError(
-                f"teacher={model.config['_name_or_path']!r} has other noise levels or classes than the student."
-            )
+        name = f"teacher={model.config.get('_name_or_path')!r}"
+        levels = [getattr(pipeline.scheduler, "alphas_cumprod", None) for pipeline in (model, student)]
+        if model.is_student or levels[0] is None:
+            kind = type(model.scheduler).__name__
+            raise ValueError(f"{name} samples in few steps or not by DDPM ({kind}): the x_0 of a teacher is a mean.")
+        if different := ["noise levels"] * (not torch.equal(*levels)) + _differences(model, student):
+            raise ValueError(f"{name} has other {', '.join(different)} than the student.")
         self.model, self.guidance = model, guidance
         self.network = copy.deepcopy(model.unet).eval().requires_grad_(False)
 
@@ -130,12 +133,20 @@ class MomentMatching:
     Args:
         pipeline: the model that becomes the student.
         teacher: whose means it matches.
+
+    Raises:
+        ValueError: the pipeline's variance is learned.
     """
 
     STEPS = 4
     AUXILIARY_RATE = 5.0  # times the student's learning rate, which it has to follow
 
     def __init__(self, pipeline: DDPMImagePipeline, teacher: Teacher):
+        if "learned" in (variance_type := pipeline.scheduler.variance_type):
+            raise ValueError(
+                "objective='moment_matching' samples with the variance of Eq. 7: this model's variance_type is"
+                f" {variance_type!r}, for which there is objective='consistency'."
+            )
         self.teacher = teacher
         self.auxiliary = copy.deepcopy(teacher.network).requires_grad_(True)
         pipeline.unet.eval()  # these moments are of the network without dropout
@@ -177,6 +188,19 @@ class MomentMatching:
 
 
 STUDENTS = {"consistency": Consistency, "moment_matching": MomentMatching}
+
+
+def _differences(model: DDPMImagePipeline, student: DDPMImagePipeline) -> list[str]:
+    """In what a model's inputs differ from its student's, which get the same ones."""
+    inputs = [
+        {
+            "classes": (pipeline.id2label, pipeline.num_labels),
+            "conditions": (pipeline.takes, pipeline.image_condition),
+            "channels or size of images": (pipeline.num_channels, pipeline.unet.config.get("sample_size")),
+        }
+        for pipeline in (model, student)
+    ]
+    return [word for word, value in inputs[0].items() if value != inputs[1][word]]
 
 
 def _values(scheduler: DDPMNoiseScheduler) -> dict[str, Any]:

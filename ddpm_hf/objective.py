@@ -11,8 +11,8 @@ An objective is a function (denoise, scheduler, x_0, t, noise, condition) -> los
     condition   keyword tensors of the network, batch first
     losses      float32 (B,)
 One that changes over the run has an attribute `progress`, the share of the run that is done, set before each step; one that trains a second
-network has it as `auxiliary`; one whose network is to be sampled in another way has a method `student`.
-`distillation` has the objectives of few steps.
+network has it as `auxiliary`; one that learns from a trained model has it as `teacher`, a `Teacher` or None; one whose network is to be sampled
+in another way has a method `student`. `distillation` has the objectives of few steps.
 Everything but the network runs in float32, whatever the autocast dtype. `keys` draws t and noise; `training` takes the gradient step.
 """
 
@@ -88,7 +88,7 @@ def make_objective(
         return Consistency(pipeline)
     if name in STUDENTS:
         return STUDENTS[name](pipeline, Teacher(teacher or pipeline, pipeline, 1.0 if guidance is None else guidance))
-    variance_type = pipeline.scheduler.config.variance_type
+    variance_type = pipeline.scheduler.variance_type
     is_learned = variance_type.startswith("learned")
     if name is None:
         name = "hybrid" if is_learned else "simple"

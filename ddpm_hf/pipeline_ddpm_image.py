@@ -162,6 +162,16 @@ class DDPMImagePipeline(DiffusionPipeline):
         return num_labels - 1 if num_labels is not None and num_labels > len(self.id2label) > 0 else None
 
     @property
+    def is_student(self) -> bool:
+        """Whether the model was made to sample in few steps, as its scheduler or its saved sampling says.
+
+        Its x_0 is a sample. That of a model of many steps is the mean of all that are possible.
+        """
+        few = self.sampling.get("num_inference_steps", 1000) <= FEW_STEPS and self.sampling.get("guidance_scale") == 1
+        is_own_rule = not {"eta", "solver_order"} & self.sampling.keys()
+        return type(self.scheduler).__name__ in ("LCMScheduler", "TCDScheduler") or (few and is_own_rule)
+
+    @property
     def takes(self) -> tuple[str, ...]:
         """The arguments of `encode` that a batch of training data has for this model."""
         words = ("prompt_embeds",) if self._takes_text else ("class_labels",) if self._takes_words else ()
@@ -936,6 +946,7 @@ _PARTS = {  # library, in which a saved class is looked up, and what it must be
     "tokenizer": (lambda: import_module("transformers"), "PreTrainedTokenizerBase"),
 }
 _TOLD = ("id2label", "sampling", "image_condition")
+FEW_STEPS = 8  # the most of a student
 BLOCKS = (2, 4)  # sides of the blocks of pixels whose means a model of lower resolution is trained on
 IMAGE_CONDITIONS = {  # -> what a call is given
     "lower_resolution": f"an image whose sides are the model's divided by {' or '.join(map(str, BLOCKS))}",

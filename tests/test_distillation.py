@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from ddpm_hf import DDPMNoiseScheduler
 from ddpm_hf.distillation import Consistency, MomentMatching, _earlier
@@ -19,6 +20,8 @@ def model(**parts) -> SimpleNamespace:
     """What the objectives ask of a pipeline: its network predicts x_0, with a null that is the condition itself."""
     scheduler = DDPMNoiseScheduler(prediction_type="sample")
     parts = {"unet": torch.nn.Linear(1, 1), "scheduler": scheduler, "takes": ("class_labels",), "id2label": {}} | parts
+    parts = {"num_labels": 3, "image_condition": None, "num_channels": 1, "is_student": False} | parts
+    parts["unet"].config = {"sample_size": 4}
     parts |= {"null": lambda condition: condition, "predict_x_0": lambda output, t, x_t: output}
     return SimpleNamespace(config={"_name_or_path": "m"}, **parts)
 
@@ -128,7 +131,24 @@ def test_distillation_needs_a_condition():
         make_objective("consistency", model(takes=()), guidance=1.3)
 
 
-@pytest.mark.parametrize("parts", [{"id2label": {0: "a"}}, {"scheduler": DDPMNoiseScheduler(500)}])
-def test_a_teacher_of_another_kind_is_refused(parts):
-    with pytest.raises(ValueError, match="teacher='m' has other noise levels or classes than the student"):
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"id2label": {0: "a"}}, "has other classes than the student"),
+        ({"num_labels": 2}, "has other classes"),  # without the null label
+        ({"scheduler": DDPMNoiseScheduler(500)}, "has other noise levels"),
+        ({"takes": ("prompt_embeds",)}, "has other conditions"),
+        ({"num_channels": 3, "image_condition": "grey"}, "has other conditions, channels or size of images"),
+        ({"is_student": True}, r"samples in few steps or not by DDPM \(DDPMNoiseScheduler\)"),
+        ({"scheduler": FlowMatchEulerDiscreteScheduler()}, "samples in few steps or not by DDPM"),
+    ],
+)
+def test_a_teacher_of_another_kind_is_refused(parts, message):
+    with pytest.raises(ValueError, match=f"teacher='m' {message}"):
         make_objective("moment_matching", model(), teacher=model(**parts))
+
+
+def test_moment_matching_knows_no_learned_variance():
+    pipeline = model(scheduler=DDPMNoiseScheduler(prediction_type="sample", variance_type="learned_range"))
+    with pytest.raises(ValueError, match=r"this model's variance_type is 'learned_range'"):
+        make_objective("moment_matching", pipeline)

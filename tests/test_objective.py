@@ -121,7 +121,7 @@ def test_the_bound_moves_the_variance_and_never_the_mean(learned):
 
 
 def test_the_objective_of_a_learned_variance_is_hybrid():
-    for variance_type, expected in (("learned_range", hybrid), ("fixed_small", simple)):
+    for variance_type, expected in (("learned_range", hybrid), ("fixed_small", simple), (None, simple)):
         pipeline = SimpleNamespace(scheduler=DDPMNoiseScheduler(variance_type=variance_type))
         objective = make_objective(None, pipeline, snr_gamma=5.0)
         assert objective.func is expected and objective.keywords == {"snr_gamma": 5.0}

@@ -126,19 +126,18 @@ def stock_class(pipeline: DDPMImagePipeline) -> type[DiffusionPipeline] | None:
     `DDPMPipeline` passes neither labels nor the initial noise. `ConsistencyModelPipeline` passes labels; a student of few steps, which needs
     no guidance, is drawn by it.
     """
-    unet, scheduler, sampling = pipeline.unet.config, pipeline.scheduler, pipeline.sampling
-    kind, is_square = type(scheduler).__name__, isinstance(unet.get("sample_size"), int)
+    unet, scheduler = pipeline.unet.config, pipeline.scheduler
+    kind = type(scheduler).__name__
     if (
         not isinstance(pipeline.unet, UNet2DModel)
         or unet.class_embed_type is not None
         or pipeline.image_condition is not None
     ):
         return None
-    if kind == "LCMScheduler" or (
-        sampling.get("num_inference_steps", 1000) <= 8 and sampling.get("guidance_scale") == 1
-    ):
+    if pipeline.is_student:
         is_known = kind in ("LCMScheduler", "DDPMNoiseScheduler", "DDPMScheduler")
-        return ConsistencyModelPipeline if is_known and is_square else None
+        is_plain = isinstance(unet.sample_size, int) and unet.out_channels == unet.in_channels  # no learned variance
+        return ConsistencyModelPipeline if is_known and is_plain else None
     is_unlabelled = unet.num_class_embeds is None or pipeline.null_label is not None
     if not is_unlabelled or unet.sample_size is None or kind not in ("DDPMNoiseScheduler", "DDPMScheduler"):
         return None

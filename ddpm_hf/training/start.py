@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import set_seed
-from diffusers import LCMScheduler, SchedulerMixin, TCDScheduler, UNet2DModel
+from diffusers import UNet2DModel
 from transformers import PreTrainedModel
 
 from .. import hub
@@ -25,10 +25,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Start:
-    """A preset with the run's own choices, and the model whose weights are taken over, if there is one."""
+    """A preset with the run's own choices, the model whose weights are taken over, and the one that teaches, if there are such."""
 
     preset: Preset
     source: DDPMImagePipeline | None
+    teacher: DDPMImagePipeline | None = None
 
     @property
     def image_shape(self) -> dict:
@@ -45,11 +46,13 @@ def find_start(config: TrainConfig) -> Start:
     if model and config.resume and config.objective not in STUDENTS:
         model = checkpoints.newest(Path(config.output_dir)) or model
     source = hub.load(model) if model else None
-    if source and not (_is_ddpm(source.scheduler) or (config.teacher and isinstance(source.scheduler, LCMScheduler))):
+    if source and not (hasattr(source.scheduler, "alphas_cumprod") and (config.teacher or not source.is_student)):
         raise ValueError(
-            f"init_from={config.init_from!r} has a {type(source.scheduler).__name__}, of few steps or of no DDPM:"
-            " start from a model whose network predicts noise, x_0 or v of DDPM's process."
+            f"init_from={config.init_from!r} samples in few steps or not by DDPM ({type(source.scheduler).__name__}):"
+            " start from a model whose network predicts noise, x_0 or v of DDPM's process, or name the student's teacher."
         )
+    is_taught = config.objective == "moment_matching" or config.distill_guidance is not None
+    teacher = hub.load(config.teacher) if config.teacher else source if is_taught else None
     if config.preset:
         preset = find_preset(config.preset)
     else:
@@ -66,12 +69,7 @@ def find_start(config: TrainConfig) -> Start:
     preset = config.choose(preset)
     if preset.image_condition is not None:
         check_image_condition(preset.image_condition, preset.unet)
-    return Start(preset, source)
-
-
-def _is_ddpm(scheduler: SchedulerMixin) -> bool:
-    """Whether the scheduler is of a network of many steps of DDPM's process."""
-    return hasattr(scheduler, "alphas_cumprod") and not isinstance(scheduler, LCMScheduler | TCDScheduler)
+    return Start(preset, source, teacher)
 
 
 def find_data(config: TrainConfig, start: Start) -> None:
@@ -134,12 +132,13 @@ def _name(text_encoder: PreTrainedModel) -> str:
 
 
 def _check_shapes(pipeline: DDPMImagePipeline) -> None:
-    """One pass on the meta device, which computes shapes alone: a size that the network cannot halve ends here."""
+    """One pass on the meta device, which computes shapes alone: a size that the network cannot halve ends here, and channels without a variance."""
     network, config = copy.deepcopy(pipeline.unet).to("meta"), pipeline.unet.config
     size = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
     x_t = torch.empty(1, pipeline.num_channels, *size, device="meta")
     condition = {name: rows.to("meta") for name, rows in pipeline.encode(batch_size=1).items()}
-    pipeline.denoise(x_t, torch.zeros(1, dtype=torch.int64, device="meta"), condition, network)
+    t = torch.zeros(1, dtype=torch.int64, device="meta")
+    copy.copy(pipeline.scheduler).p_mean_variance(pipeline.denoise(x_t, t, condition, network), t, x_t)
 
 
 def take_over(pipeline: DDPMImagePipeline, source: DDPMImagePipeline, name: str) -> None:

@@ -3,8 +3,8 @@
     data -> pipeline.encode -> objective (scheduler.add_noise -> pipeline.denoise -> loss) -> optimizer, EMA -> hub.save
 
 Everything counts optimizer steps, on any number of ranks. What is drawn for a sample depends on (seed, its position in the run) alone,
-and dropout on (seed, forward pass, rank), never on the state of a global generator: that makes a resumed run the same run, bit for bit
-where kernels are deterministic, as on a CPU.
+and dropout and an objective's own draws on (seed, forward pass, rank), never on the state of a global generator: that makes a resumed run
+the same run, bit for bit where kernels are deterministic, as on a CPU.
 
     OUTPUT_DIR/                     the saved model, once the run has ended
     OUTPUT_DIR/run.yaml             the options asked for, the rest as comments; `train.py run.yaml --output_dir OTHER` runs it anew
@@ -86,8 +86,8 @@ def make_trainer(config: TrainConfig, objective: Objective | None = None) -> "Tr
             f"{belongs[0]}={config.asked[belongs[0]]!r} belongs to the objectives of ddpm_hf; train has another."
         )
     if objective is None:
-        teacher = hub.load(config.teacher) if config.teacher else None
-        objective = make_objective(config.objective, pipeline, config.snr_gamma, config.distill_guidance, teacher)
+        taught = config.distill_guidance, start.teacher
+        objective = make_objective(config.objective, pipeline, config.snr_gamma, *taught)
     held_out = load_held_out(config, start, pipeline, accelerator)
     if start.preset.text_encoder:
         with local_main_process_first(accelerator):  # it fills the machine's cache
@@ -145,8 +145,8 @@ class Trainer:
             raise ValueError(
                 f"objective={config.objective!r} trains two networks, which FSDP cannot share out: use DDP."
             )
-        if config.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
+        for network in networks if config.gradient_checkpointing else ():
+            network.enable_gradient_checkpointing()
         self.rates = (1.0, getattr(objective, "AUXILIARY_RATE", 1.0))  # of each network's learning rate
         optimizer = torch.optim.AdamW(
             [
@@ -444,8 +444,9 @@ class Trainer:
         if manifest.get("seed", config.seed) != config.seed:
             raise ValueError(f"resume: {checkpoint} is of another run, with seed={manifest['seed']}.")
         if manifest.get("teacher", self.teacher) != self.teacher:
+            name = "teacher" if config.teacher else "init_from"
             raise ValueError(
-                f"init_from={config.init_from!r} does not have the weights that {checkpoint} was taught by."
+                f"{name}={getattr(config, name)!r} does not have the weights that {checkpoint} was taught by."
             )
         if manifest["step"] > config.max_train_steps:
             raise ValueError(f"max_train_steps={config.max_train_steps}: {checkpoint} is already beyond it.")

@@ -20,6 +20,7 @@ from diffusers import (
     DDPMScheduler,
     DiffusionPipeline,
     LCMScheduler,
+    TCDScheduler,
     UNet2DModel,
 )
 from hub_fixtures import METRICS, TRAIN_RESULTS, draw, tiny_pipeline, tree
@@ -30,6 +31,7 @@ from tiny import TINY_UNET
 import ddpm_hf
 from ddpm_hf import DDPMImagePipeline, DDPMNoiseScheduler, DDPMUNet2DModel, hub
 from ddpm_hf.hub import files
+from ddpm_hf.hub.card import stock_class
 
 CODE = ["pipeline_ddpm_image.py", "scheduler/scheduling_ddpm_noise.py", "unet/modeling_ddpm_unet.py"]
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -491,6 +493,22 @@ def test_the_stock_branch_of_a_student_of_few_steps_takes_labels(remote, tmp_pat
             line
             == f"images = pipe(batch_size=4, {'class_labels=[0] * 4, ' if labels else ''}num_inference_steps=4).images"
         )
+        assert "`autocast=False`" in card  # the saved number of steps is drawn in bfloat16 otherwise
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "sampling", "expected"),
+    [
+        (LCMScheduler, {}, {}, ConsistencyModelPipeline),
+        (DDPMNoiseScheduler, {}, {"eta": 1.0, "solver_order": 2}, DDPMPipeline),  # whose rule stock lacks
+        (LCMScheduler, {"out_channels": 2}, {}, None),  # a learned variance, which LCM's step cannot take
+        (TCDScheduler, {}, {}, None),
+    ],
+)
+def test_the_stock_class_of_few_steps_draws_the_same(kind, options, sampling, expected):
+    unet = DDPMUNet2DModel(**TINY_UNET | options)
+    pipe = DDPMImagePipeline(unet, kind(), sampling={"num_inference_steps": 4, "guidance_scale": 1.0} | sampling)
+    assert stock_class(pipe) is expected
 
 
 def test_revision_tag_and_commit(remote, saved):

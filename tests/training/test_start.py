@@ -110,6 +110,7 @@ def test_a_student_of_few_steps_is_trained_on_by_its_teacher(tmp_path):
     )
     options = {"objective": "moment_matching", "teacher": str(tmp_path / "teacher"), "distill_guidance": 1.3}
     options |= {
+        "gradient_checkpointing": True,
         "learning_rate": 1e-2,
         "lr_scheduler": "constant_with_warmup",
         "lr_warmup_steps": 1,
@@ -128,16 +129,42 @@ def test_a_student_of_few_steps_is_trained_on_by_its_teacher(tmp_path):
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     first = next(hub.load(tmp_path / "teacher").unet.parameters())
     assert not torch.equal(weights[0]["auxiliary"], first)  # it learns
+    assert trainer.objective.auxiliary.is_gradient_checkpointing
+    saved(tmp_path / "teacher", scheduler=scheduler, id2label=classes)
+    with pytest.raises(ValueError, match=r"teacher=.*teacher' does not have the weights that .*step-4 was taught by"):
+        make_trainer(config)
     student = hub.load(tmp_path / "whole")
     assert isinstance(student.scheduler, DDPMNoiseScheduler)
     assert student.sampling == {"num_inference_steps": 4, "guidance_scale": 1.0}
 
 
-@pytest.mark.parametrize("scheduler", [LCMScheduler(), TCDScheduler(), FlowMatchEulerDiscreteScheduler()])
+@pytest.mark.parametrize(
+    "scheduler", [LCMScheduler(), TCDScheduler(), FlowMatchEulerDiscreteScheduler(), DDPMNoiseScheduler()]
+)
 def test_a_student_or_another_process_is_no_start(tmp_path, scheduler):
-    saved(tmp_path / "model", scheduler=scheduler)
-    with pytest.raises(ValueError, match=f"model' has a {type(scheduler).__name__}, of few steps or of no DDPM"):
+    few = {"num_inference_steps": 4, "guidance_scale": 1.0}
+    saved(tmp_path / "model", scheduler=scheduler, sampling=few)
+    kind = type(scheduler).__name__
+    with pytest.raises(ValueError, match=rf"model' samples in few steps or not by DDPM \({kind}\)"):
         start.find_start(fine_tuning(tmp_path))
+
+
+def test_the_teacher_is_the_saved_model_and_not_what_a_run_makes_of_it(tmp_path):
+    """A run with another prediction or other classes has weights that mean something else, or nothing yet."""
+    classes = dict(enumerate(load_image_dataset(str(ASSETS / "idx"), num_channels=1, image_size=28).class_names))
+    saved(tmp_path / "model", scheduler=DDPMNoiseScheduler(prediction_type="sample"), id2label=classes)
+    options = {"objective": "consistency", "distill_guidance": 1.3}
+    trainer = make_trainer(fine_tuning(tmp_path, prediction_type="v_prediction", **options))
+    assert trainer.objective.teacher.model.scheduler.config.prediction_type == "sample"
+    saved(tmp_path / "model", id2label=dict(enumerate("abcdefghij")))
+    with pytest.raises(ValueError, match="model' has other classes than the student"):
+        make_trainer(fine_tuning(tmp_path, **options))
+
+
+def test_channels_without_a_variance_are_refused_before_the_first_step(tmp_path):
+    preset = Preset(TINY_UNET | {"out_channels": 2 * TINY_UNET["out_channels"]}, {}, {})
+    with pytest.raises(ValueError, match=r"does not fit sample .* with variance_type='fixed_small'"):
+        start.make_pipeline(start.Start(preset, None), None, tiny(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -180,8 +207,8 @@ def test_another_teacher_is_another_run(tmp_path):
     assert dtypes == {torch.bfloat16}  # the run's autocast
     again = fine_tuning(tmp_path, **options, resume=True)
     assert make_trainer(again).step == 2
-    hub.save(unet(sample_size=28, num_class_embeds=11), tmp_path / "model")
-    with pytest.raises(ValueError, match=r"model' does not have the weights that .*step-2 was taught by"):
+    saved(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"init_from=.*model' does not have the weights that .*step-2 was taught by"):
         make_trainer(again)
 
 
