@@ -11,7 +11,7 @@ from functools import partial
 import torch
 import torch._inductor.config
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, LCMScheduler, UNet2DModel
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from rounds import compare, seconds_per_call, take_turns
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -253,7 +253,8 @@ def sampling(options) -> list[dict]:
         "50 steps": partial(side, partial(pipes["ours"], num_inference_steps=min(50, steps))),
         "default": partial(side, pipes["ours"]),
     }
-    few = DDPMImagePipeline(pipes["ours"].unet, LCMScheduler(), sampling={"num_inference_steps": 4})
+    trailing = DDPMNoiseScheduler(timestep_spacing="trailing")
+    few = DDPMImagePipeline(pipes["ours"].unet, trailing, sampling={"num_inference_steps": 4, "guidance_scale": 1.0})
     few.set_progress_bar_config(disable=True)
     few_steps = {n: f"a few-step student's {n} in float32" for n in (4, 2, 1)}
     sides |= {

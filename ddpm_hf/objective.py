@@ -10,9 +10,11 @@ An objective is a function (denoise, scheduler, x_0, t, noise, condition) -> los
     x_0         float32 (B, C, H, W) in [-1, 1];  noise: like x_0;  t: int64 (B,)
     condition   keyword tensors of the network, batch first
     losses      float32 (B,)
-One that changes over the run has an attribute `progress`, the share of the run that is done, set before each step; one that trains a second
-network has it as `auxiliary`; one that learns from a trained model has it as `teacher`, a `Teacher` or None; one whose network is to be sampled
-in another way has a method `student`. `distillation` has the objectives of few steps.
+An objective may have more, as those of few steps in `distillation`:
+    progress    the share of the run that is done, set before each step
+    teacher     the `Teacher` that it learns from, or None
+    auxiliary   a second network, which is trained as well;  AUXILIARY_RATE: its learning rate over that of the first
+    student     a method that gives what a saved model has in place of the pipeline's parts, where it is to be sampled in another way
 Everything but the network runs in float32, whatever the autocast dtype. `keys` draws t and noise; `training` takes the gradient step.
 """
 

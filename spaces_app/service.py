@@ -145,7 +145,7 @@ def can_guide(pipe: DiffusionPipeline) -> bool:
 
 def find_samplers(pipe: DiffusionPipeline, finest: DiffusionPipeline | None = None) -> dict[str, Sampler]:
     """The model's own sampler, that of the many-step model it was distilled from, and those of SAMPLERS whose arguments its scheduler's
-    step takes."""
+    step takes; a student of few steps is trained for its own alone."""
     takes = inspect.signature(pipe.scheduler.step).parameters
     looks_back = "previous_original_sample" in takes  # else the pipeline takes no solver_order, and no saved rule
     own = {name: pipe.sampling[name] for name in ("eta", "solver_order") if looks_back and name in pipe.sampling}
@@ -153,7 +153,9 @@ def find_samplers(pipe: DiffusionPipeline, finest: DiffusionPipeline | None = No
     samplers = {OWN_SAMPLER: Sampler(pipe, pipe.sampling.get("num_inference_steps", 1000), scale, own)}
     if finest is not None:
         samplers[FINEST] = find_samplers(finest)[OWN_SAMPLER]
-    for name, (steps, options) in SAMPLERS.items():
+    is_few = pipe.sampling.get("num_inference_steps", 1000) <= FEW_STEPS
+    is_student = is_few and pipe.sampling.get("guidance_scale") == 1 and not own
+    for name, (steps, options) in () if is_student else SAMPLERS.items():
         options = {"solver_order": 1, **options} if looks_back else options  # both, so that no saved value is put in
         if "eta" in takes and (looks_back or "solver_order" not in options) and options != own:
             samplers[name] = Sampler(pipe, steps, scale, options)

@@ -306,6 +306,7 @@ T = 100
         (PNDMScheduler(T), {"num_inference_steps": 6}, [], 6),
         (EULER(T), {"num_inference_steps": 6}, [], 6),
         (LCMScheduler(T), {"num_inference_steps": 4, "guidance_scale": 1.0}, [], 4),
+        (OURS(T, timestep_spacing="trailing"), {"num_inference_steps": 4, "guidance_scale": 1.0}, [], 4),
         (LCMScheduler(T), None, [], 50),
     ],
 )
