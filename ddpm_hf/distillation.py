@@ -100,9 +100,8 @@ class Consistency:
             if self.teacher is not None:
                 end = self.teacher.x_0(denoise, x_t, t, condition)
                 mean, variance = scheduler.q_mean_variance(end, t)
-                x_r = scheduler.add_noise(
-                    end, (x_t - mean) / variance.sqrt(), r
-                )  # a DDIM step, Eq. 12 of arXiv:2010.02502
+                # A DDIM step, Eq. 12 of arXiv:2010.02502.
+                x_r = scheduler.add_noise(end, (x_t - mean) / variance.sqrt(), r)
             target = scheduler.predict_x_0(denoise(x_r, r, condition), r, x_r).clamp(-1, 1)
             target = torch.where((kappa[r] < self.ANCHOR).view(-1, 1, 1, 1), x_0, target)
         student = scheduler.predict_x_0(denoise(x_t, t, condition), t, x_t)

@@ -9,9 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 def to_x_0(pixels: torch.Tensor) -> torch.Tensor:
     """uint8 in {0, ..., 255}, any shape -> float32 in [-1, 1], same shape."""
-    return (
-        pixels.to(torch.float32, copy=True).div_(127.5).sub_(1)
-    )  # in place: fresh memory costs as much as the arithmetic
+    # In place: fresh memory costs as much as the arithmetic.
+    return pixels.to(torch.float32, copy=True).div_(127.5).sub_(1)
 
 
 def to_uint8(x_0: torch.Tensor) -> torch.Tensor:
