@@ -1,0 +1,1 @@
+../../../ddpm_hf/scheduling_ddpm_noise.py
