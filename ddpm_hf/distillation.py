@@ -147,6 +147,7 @@ class MomentMatching:
                 f" {variance_type!r}, for which there is objective='consistency'."
             )
         self.teacher = teacher
+        self.first = torch.linspace(0, len(pipeline.scheduler), self.STEPS + 1).round().long()[1:] - 1
         self.auxiliary = copy.deepcopy(teacher.network).requires_grad_(True)
         pipeline.unet.eval()  # these moments are of the network without dropout
 
@@ -160,14 +161,14 @@ class MomentMatching:
         condition: Condition,
     ) -> torch.Tensor:
         """Losses (B,), arguments as in `objective`; the t that is given says in which of the steps it begins."""
-        first = torch.linspace(0, len(scheduler), self.STEPS + 1).round().long()[1:] - 1
-        t = first.to(t.device, non_blocking=True)[t * self.STEPS // len(scheduler)]
+        t = self.first.to(t.device, non_blocking=True)[t * self.STEPS // len(scheduler)]
         s = (torch.rand(t.shape, device=t.device) * t).long()
         x_t = scheduler.add_noise(x_0, noise, t)
         student = scheduler.predict_x_0(denoise(x_t, t, condition), t, x_t)
         with torch.no_grad():
             end = student.clamp(-1, 1)
-            x_s = _earlier(scheduler, end, x_t, t, s)
+            mean, variance = scheduler.posterior(end, x_t, t, s)
+            x_s = mean + variance.sqrt() * torch.randn_like(x_t)
             taught = self.teacher.x_0(denoise, x_s, s, condition)
         matched = self.teacher.model.predict_x_0(denoise(x_s, s, condition, network=self.auxiliary), s, x_s)
         abar = scheduler.alphas_cumprod.to(s.device, non_blocking=True)[s]
@@ -205,15 +206,3 @@ def _differences(model: DDPMImagePipeline, student: DDPMImagePipeline) -> list[s
 def _values(scheduler: DDPMNoiseScheduler) -> dict[str, Any]:
     """All of its config. `from_config` of the config itself takes another class's defaults where this scheduler has its own."""
     return {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
-
-
-def _earlier(
-    scheduler: DDPMNoiseScheduler, x_0: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor, s: torch.Tensor
-) -> torch.Tensor:
-    """Draw x_s from q(x_s | x_t, x_0), Eq. 6 and 7 with t - 1 as any s < t; t, s: (B,)."""
-    abar = scheduler.alphas_cumprod.to(t.device, non_blocking=True)
-    of_t, of_s = (abar[at].view(-1, 1, 1, 1) for at in (t, s))
-    alpha = of_t / of_s
-    mean = (of_s.sqrt() * (1 - alpha) * x_0 + alpha.sqrt() * (1 - of_s) * x_t) / (1 - of_t)
-    variance = (1 - alpha) * (1 - of_s) / (1 - of_t)
-    return mean + variance.sqrt() * torch.randn_like(x_t)

@@ -299,10 +299,20 @@ class DDPMNoiseScheduler(SchedulerMixin, ConfigMixin):
         c, t = self._at(timestep, x_0)
         return c.sqrt_abar[t] * _float(x_0), c.one_minus_abar[t]
 
-    def posterior(self, x_0: torch.Tensor, x_t: torch.Tensor, timestep: Timestep) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean (B, ...) and variance (broadcastable) of q(x_{t-1} | x_t, x_0), Eq. 6 and 7; variance 0 is clamped to 1e-20."""
+    def posterior(
+        self, x_0: torch.Tensor, x_t: torch.Tensor, timestep: Timestep, earlier: Timestep | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean (B, ...) and variance (broadcastable) of q(x_s | x_t, x_0), Eq. 6 and 7; s is t - 1, or any `earlier` timestep.
+
+        A variance of 0, that of t = 0, is clamped to 1e-20.
+        """
         c, t = self._at(timestep, x_0)
-        return c.x_0_weight[t] * _float(x_0) + c.x_t_weight[t] * _float(x_t), c.small[t]
+        if earlier is None:
+            return c.x_0_weight[t] * _float(x_0) + c.x_t_weight[t] * _float(x_t), c.small[t]
+        _, s = self._at(earlier, x_0)
+        alpha, ratio = (c.sqrt_abar[t] / c.sqrt_abar[s]) ** 2, c.one_minus_abar[s] / c.one_minus_abar[t]
+        x_0_weight = c.sqrt_abar[s] * (1 - alpha) / c.one_minus_abar[t]
+        return x_0_weight * _float(x_0) + alpha**0.5 * ratio * _float(x_t), (1 - alpha) * ratio
 
     # ------------------------------------------------------------------ p, the model's reverse process
 

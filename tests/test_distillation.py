@@ -7,7 +7,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from ddpm_hf import DDPMNoiseScheduler
-from ddpm_hf.distillation import Consistency, MomentMatching, _earlier
+from ddpm_hf.distillation import Consistency, MomentMatching
 from ddpm_hf.objective import make_objective
 
 SHAPE = torch.Size((1, 4, 4))
@@ -108,22 +108,6 @@ def test_a_student_has_the_noise_levels_of_its_training(name):
     """The defaults, too, which are others in diffusers' LCMScheduler."""
     student = make_objective(name, model()).student(model())
     assert torch.equal(student["scheduler"].alphas_cumprod, model().scheduler.alphas_cumprod)
-
-
-def test_an_earlier_state_is_of_the_posterior():
-    """One level earlier it is Eq. 6 and 7; from any level it has the marginal of Eq. 4."""
-    scheduler = DDPMNoiseScheduler()
-    x_0, x_t = torch.full((100_000, 1, 1, 1), 0.5), torch.full((100_000, 1, 1, 1), -0.3)
-    t = torch.full((100_000,), 500)
-    torch.manual_seed(0)
-    x_s = _earlier(scheduler, x_0, x_t, t, t - 1)
-    mean, variance = scheduler.posterior(x_0, x_t, t)
-    assert torch.allclose(x_s.mean(), mean.mean(), atol=3e-3) and abs(x_s.var() / variance.mean() - 1) < 0.02
-    x_t = scheduler.add_noise(x_0, torch.randn_like(x_0), t)
-    for s in (0, 200, 499):
-        x_s = _earlier(scheduler, x_0, x_t, t, torch.full_like(t, s))
-        abar = scheduler.alphas_cumprod[s]
-        assert abs(x_s.mean() - 0.5 * abar.sqrt()) < 0.02 and abs(x_s.var() / (1 - abar) - 1) < 0.02
 
 
 def test_distillation_needs_a_condition():

@@ -19,6 +19,27 @@ def randn(*shape, seed=0, dtype=torch.float32) -> torch.Tensor:
     return torch.randn(*shape, generator=seeded(seed), dtype=dtype)
 
 
+def test_an_earlier_state_is_of_the_posterior():
+    """One level earlier it is Eq. 6 and 7; from any level it has the marginal of Eq. 4."""
+    scheduler = DDPMNoiseScheduler()
+    x_0, x_t = torch.full((100_000, 1, 1, 1), 0.5), torch.full((100_000, 1, 1, 1), -0.3)
+    t = torch.full((100_000,), 500)
+    torch.manual_seed(0)
+
+    def drawn(s: torch.Tensor) -> torch.Tensor:
+        mean, variance = scheduler.posterior(x_0, x_t, t, s)
+        return mean + variance.sqrt() * torch.randn_like(x_t)
+
+    x_s = drawn(t - 1)
+    mean, variance = scheduler.posterior(x_0, x_t, t)
+    assert torch.allclose(x_s.mean(), mean.mean(), atol=3e-3) and abs(x_s.var() / variance.mean() - 1) < 0.02
+    x_t = scheduler.add_noise(x_0, torch.randn_like(x_0), t)
+    for s in (0, 200, 499):
+        x_s = drawn(torch.full_like(t, s))
+        abar = scheduler.alphas_cumprod[s]
+        assert abs(x_s.mean() - 0.5 * abar.sqrt()) < 0.02 and abs(x_s.var() / (1 - abar) - 1) < 0.02
+
+
 def test_learned_range_interpolates_between_the_bounds():
     """v = 1 is beta, v = -1 is beta~, v = 0 their geometric mean (arXiv:2102.09672, Eq. 15)."""
     ours = DDPMNoiseScheduler(variance_type="learned_range")
