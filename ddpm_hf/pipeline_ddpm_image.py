@@ -4,7 +4,8 @@
 
 A condition is a dict of keyword tensors for the network, batch first. `encode` makes it from the user's words, `null` is its null, which
 guidance subtracts, and `denoise` calls the network: training, likelihood and evaluation go through these three as well.
-Classifier-free guidance (arXiv:2207.12598 Eq. 6, in the form diffusers uses): out = null + scale * (given - null).
+Classifier-free guidance (arXiv:2207.12598 Eq. 6, in the form diffusers uses): out = null + scale * (given - null), at all timesteps or
+in an interval of them (arXiv:2404.07724).
 
 `image` conditions a trained model on what is known of a picture, without training: `Measurement`, below (DDNM, arXiv:2212.00490). A model
 with an `image_condition` was trained on it: what is known goes in as channels beside x_t (SR3, arXiv:2104.07636; Palette, arXiv:2111.05826).
@@ -107,9 +108,9 @@ class DDPMImagePipeline(DiffusionPipeline):
         id2label: names of the classes; a label beyond them is the null label of classifier-free guidance.
         image_condition: how the image is made that the network takes beside x_t, one of IMAGE_CONDITIONS, or the name of the data set's
             column that has it. Of x_0 with C channels it takes C of what is known, and one that is 1 where it is known (`Measurement`).
-        sampling: how the model wants to be sampled, any of {"num_inference_steps": int, "eta": float, "solver_order": int,
-            "guidance_scale": float}. It is saved with the model, and holds where a call names no others. Without it a call does what
-            `DDPMPipeline` does.
+        sampling: how the model wants to be sampled, any of {"num_inference_steps": int, "timesteps": list of as many int, "eta": float,
+            "solver_order": int, "guidance_scale": float, "guidance_interval": list of two}. It is saved with the model, and holds where a
+            call names no others. Without it a call does what `DDPMPipeline` does.
     """
 
     model_cpu_offload_seq = "text_encoder->unet"
@@ -363,14 +364,16 @@ class DDPMImagePipeline(DiffusionPipeline):
         strength: float | None = None,
         num_resample: int = 1,
         condition_image: torch.Tensor | None = None,
+        timesteps: Sequence[int] | None = None,
+        guidance_interval: Sequence[float] | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Draw `images`: in an `ImagePipelineOutput`, or in a tuple where return_dict is False.
 
         Args:
             batch_size: number of images; a list of class_labels gives it as well.
             generator: one for the whole batch, or a list with one for each image, whose picture then depends on its own generator only.
-            num_inference_steps: None is the number saved with the model, or else 1000. The saved eta and solver_order belong to the saved
-                number: with another number, eta or solver_order those that are not named are the scheduler's own.
+            num_inference_steps: None is the number saved with the model, or else 1000. The saved timesteps, eta and solver_order belong to
+                the saved number: with another number or another of the three, those that are not named are the scheduler's own.
             output_type: "pil", "np" (B, H, W, C) or "pt" (B, C, H, W), both float32 in [0, 1], or "latent": x_0 as it is.
             class_labels: a label or name for all images, or one for each; None is unconditional.
             guidance_scale: 1 is plain conditional sampling, more is more typical of the class. None is the one saved with the model.
@@ -395,6 +398,9 @@ class DDPMImagePipeline(DiffusionPipeline):
             num_resample: how often each step is taken, with noise put back in between (RePaint, arXiv:2201.09865, Algorithm 1): more of
                 them join what is painted better to what is known.
             condition_image: what is known in place of image and mask_image, as `encode` takes it; it conditions, and is not imposed.
+            timesteps: those that are taken, in descending order, for schedulers that take a list; None is the scheduler's own spacing.
+            guidance_interval: guidance acts from the first to the second of these timesteps alone, where it pays; the others cost half.
+                None is the saved one, or all timesteps.
 
         Raises:
             ValueError: an argument that this model, its scheduler or another argument does not allow.
@@ -406,10 +412,12 @@ class DDPMImagePipeline(DiffusionPipeline):
         mask_image = self._read_mask(mask_image, image)
         self._check_condition_image(condition_image, image)
         batch_size = self._batch_size(batch_size, rows, generator, latents, image, mask_image, condition_image)
-        named, is_imaged = (num_inference_steps, eta, solver_order, guidance_scale), self.image_condition is not None
+        is_imaged = self.image_condition is not None
         is_conditional = rows is not None or condition_image is not None or (is_imaged and image is not None)
-        steps, eta, solver_order, guidance_scale = self.resolve_sampling(*named, is_conditional).values()
-        if negative_prompt is not None and not (self._takes_text and guidance_scale != 1):
+        named = (num_inference_steps, eta, solver_order, guidance_scale, is_conditional, timesteps, guidance_interval)
+        sampling = self.resolve_sampling(*named)
+        steps, eta, solver_order = (sampling[name] for name in ("num_inference_steps", "eta", "solver_order"))
+        if negative_prompt is not None and not (self._takes_text and sampling["guidance_scale"] != 1):
             raise ValueError(f"negative_prompt={negative_prompt!r} needs a model of text, a prompt and guidance.")
         callback_tensors = callback_on_step_end_tensor_inputs
         self._check_options(output_type, guidance_rescale, callback_tensors, num_resample)
@@ -417,10 +425,10 @@ class DDPMImagePipeline(DiffusionPipeline):
         if autocast is None:
             is_fast = steps == self._saved_steps and self.unet.dtype == torch.float32
             autocast = is_fast and has_bfloat16(device)
-        scheduler = copy.copy(self.scheduler)  # each call has a chain of its own
         is_compiled = self._compiled_step is not None and self._looks_back
         # Ours takes a timestep on the CPU: its coefficients are numbers then, which need no launch. A compiled step reads none.
-        scheduler.set_timesteps(steps, device="cpu" if self._looks_back and not is_compiled else device)
+        on_cpu = self._looks_back and not is_compiled
+        scheduler = self._chain(steps, sampling["timesteps"], torch.device("cpu") if on_cpu else device)
         options = self._step_options(None if is_compiled else generator, eta)
         noise = self._initial_noise(batch_size, generator, latents, device)
         measurement = self._measurement(image, mask_image, noise)
@@ -432,28 +440,31 @@ class DDPMImagePipeline(DiffusionPipeline):
         condition = self._condition(rows, condition_image, batch_size)
         if image is not None and mask_image is None and image.shape[1:] == noise.shape[1:]:
             measurement = None  # the picture is changed, or conditions
-        timesteps, latents = self._start(scheduler, steps, image, measurement, strength, noise)
-        abar = None if measurement is None and num_resample == 1 else self._abar(scheduler, timesteps, num_resample)
-        if guidance_scale != 1:
+        taken, latents = self._start(scheduler, steps, image, measurement, strength, noise)
+        abar = None if measurement is None and num_resample == 1 else self._abar(scheduler, taken, num_resample)
+        guided = plain = condition, 1.0, 0.0, not _knows_variance(scheduler)
+        guides = _guides(taken, sampling)
+        if any(guides):
             null = self.null(condition)
             if negative_prompt is not None:
                 null["class_labels"] = self.encode(prompt=negative_prompt, batch_size=batch_size)["class_labels"]
-            condition = {name: torch.cat([condition[name], null[name]]) for name in condition}
-        guided = condition, guidance_scale, guidance_rescale, not _knows_variance(scheduler)
+            both = {name: torch.cat([condition[name], null[name]]) for name in condition}
+            guided = both, sampling["guidance_scale"], guidance_rescale, plain[-1]
         step, self._interrupt = self._compiled_step if is_compiled else self._step, False
-        if is_compiled and solver_order == 2 and len(timesteps) == len(scheduler.timesteps):
+        if is_compiled and solver_order == 2 and len(taken) == len(scheduler.timesteps):
             options["previous_original_sample"] = torch.zeros_like(latents)  # of weight 0: one graph for all steps
         with torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext():  # casts the weights once
-            for i, t in enumerate(self.progress_bar(timesteps.to(device, non_blocking=True))):
+            for i, t in enumerate(self.progress_bar(taken.to(device, non_blocking=True))):
                 for again in reversed(range(num_resample)):
                     chain = copy.deepcopy(scheduler) if again else scheduler  # a step to be taken back leaves no trace
                     x_t = chain.scale_model_input(latents, t)
                     if is_compiled and eta != 0:  # drawn as the step does, which draws none at the end
-                        is_last = i == len(timesteps) - 1
+                        is_last = i == len(taken) - 1
                         noise = torch.zeros_like(latents) if is_last else _randn(latents.shape, generator, device)
                         options["variance_noise"] = noise
                     known = None if measurement is None else (measurement, abar[i])
-                    latents, x_0, output = step(chain, latents, x_t, t, timesteps[i], guided, known, options)
+                    way = guided if guides[i] else plain
+                    latents, x_0, output = step(chain, latents, x_t, t, taken[i], way, known, options)
                     if is_compiled:  # the memory of a CUDA graph's results is used by its next run
                         latents, x_0 = latents.clone(), x_0.clone()
                     if again:
@@ -554,6 +565,20 @@ class DDPMImagePipeline(DiffusionPipeline):
         steps = self.sampling.get("num_inference_steps")
         return steps and min(steps, len(self.scheduler))
 
+    def _chain(
+        self, num_inference_steps: int, timesteps: Sequence[int] | None, device: torch.device | None = None
+    ) -> SchedulerMixin:
+        """A copy of the scheduler, with the timesteps of one call."""
+        scheduler = copy.copy(self.scheduler)
+        named = {"num_inference_steps": num_inference_steps} if timesteps is None else {"timesteps": timesteps}
+        scheduler.set_timesteps(**named, device=device)
+        return scheduler
+
+    def num_evaluations(self, sampling: Mapping[str, Any]) -> int:
+        """How often a call that samples so, as `resolve_sampling` returns it, evaluates the network for an image; guidance does twice."""
+        taken = self._chain(sampling["num_inference_steps"], sampling["timesteps"]).timesteps
+        return len(taken) + sum(_guides(taken, sampling))
+
     def resolve_sampling(
         self,
         num_inference_steps: int | None = None,
@@ -561,6 +586,8 @@ class DDPMImagePipeline(DiffusionPipeline):
         solver_order: int | None = None,
         guidance_scale: float | None = None,
         is_conditional: bool = True,
+        timesteps: Sequence[int] | None = None,
+        guidance_interval: Sequence[float] | None = None,
     ) -> dict[str, Any]:
         """How a call with these arguments samples, by the same names: as named, else as saved with the model, else as the scheduler does.
 
@@ -569,24 +596,37 @@ class DDPMImagePipeline(DiffusionPipeline):
         Raises:
             ValueError: a value that the scheduler or the model does not take.
         """
-        steps = num_inference_steps
+        steps, kind, looks_back = num_inference_steps, type(self.scheduler).__name__, self._looks_back
+        if timesteps is not None:
+            takes_list = "timesteps" in inspect.signature(self.scheduler.set_timesteps).parameters
+            if not takes_list or np.ndim(timesteps) != 1 or len(timesteps) == 0:
+                wanted = "a list in descending order" if takes_list else "none; name num_inference_steps"
+                raise ValueError(f"timesteps={timesteps}: {kind} takes {wanted}.")
+            timesteps = np.asarray(timesteps).tolist()
+            if steps not in (None, len(timesteps)):
+                raise ValueError(f"num_inference_steps={steps} and {len(timesteps)} timesteps: pass one of them.")
+            steps = len(timesteps)
         if steps is None:
             steps = self._saved_steps or min(1000, len(self.scheduler))
         elif not isinstance(steps, Integral) or isinstance(steps, bool) or int(steps) < 1:
             raise ValueError(f"num_inference_steps={steps!r} must be a whole number of at least 1.")
-        kind, looks_back = type(self.scheduler).__name__, self._looks_back
         if not 0 <= (eta or 0) <= 1:
             raise ValueError(f"eta={eta} must be from 0 to 1.")
         if eta is not None and "eta" not in self._step_takes:
             raise ValueError(f"eta={eta}: {kind} takes none; None is its own rule.")
         if solver_order is not None and not (looks_back and solver_order in (1, 2)):
             raise ValueError(f"solver_order={solver_order}: {kind} takes {'1 or 2' if looks_back else 'none'}.")
-        rule = {"eta": eta, "solver_order": solver_order}
+        rule = {"timesteps": timesteps, "eta": eta, "solver_order": solver_order}
         saved = {name: self.sampling.get(name) for name in rule}
         if looks_back and steps == self._saved_steps and all(rule[name] in (None, saved[name]) for name in rule):
             rule = saved
         scale = self._guidance_scale(guidance_scale, is_conditional)
-        return {"num_inference_steps": steps, **rule, "guidance_scale": scale}
+        if guidance_interval is None:
+            guidance_interval = self.sampling.get("guidance_interval")
+        elif not _is_interval(guidance_interval):
+            raise ValueError(f"guidance_interval={guidance_interval!r} must be the least and the most timestep.")
+        interval = None if scale == 1 or guidance_interval is None else list(guidance_interval)
+        return {"num_inference_steps": steps, **rule, "guidance_scale": scale, "guidance_interval": interval}
 
     def _guidance_scale(self, guidance_scale: float | None, is_conditional: bool) -> float:
         if guidance_scale is None:
@@ -953,12 +993,15 @@ IMAGE_CONDITIONS = {  # -> what a call is given
     "grey": "a grey image of the model's size",
     "masked": "an image of the model's size, and mask_image",
 }
-SAMPLING: dict[str, Any] = {
+SAMPLING: dict[str, Any] = {  # word -> type, least and most
     "num_inference_steps": (Integral, 1, 10**6),
+    "timesteps": (Integral, 0, 10**6),
     "eta": (Real, 0, 1),
     "solver_order": (Integral, 1, 2),
+    "guidance_scale": (Real, 0, 10**6),
+    "guidance_interval": (Real, 0, 10**6),
 }
-SAMPLING |= {"guidance_scale": (Real, 0, 10**6)}  # word -> type, least and most
+LISTS = ("timesteps", "guidance_interval")  # of such values
 
 
 def num_image_channels(unet_config: Mapping, image_condition: str | None) -> int:
@@ -986,17 +1029,36 @@ def check_image_condition(image_condition: str, unet_config: Mapping) -> None:
 
 
 def _check_sampling(sampling: dict) -> dict:
+    sampling = {name: list(value) if isinstance(value, tuple) else value for name, value in sampling.items()}
     for name, value in sampling.items():
         kind, least, most = SAMPLING.get(name, (str, "", ""))
-        if (
-            name not in SAMPLING
-            or isinstance(value, bool)
-            or not isinstance(value, kind)
-            or not least <= value <= most
-        ):
+        is_list = isinstance(value, list)
+        fits = [
+            isinstance(x, kind) and not isinstance(x, bool) and least <= x <= most
+            for x in (value if is_list else [value])
+        ]
+        if name not in SAMPLING or is_list != (name in LISTS) or not fits or not all(fits):
             allowed = {word: f"{low} to {high}" for word, (_, low, high) in SAMPLING.items()}
-            raise ValueError(f"sampling has {name}={value!r}: allowed are {allowed}.")
-    return dict(sampling)
+            raise ValueError(f"sampling has {name}={value!r}: allowed are {allowed}; lists of them for {LISTS}.")
+    steps, timesteps = sampling.get("num_inference_steps"), sampling.get("timesteps")
+    if timesteps is not None and len(timesteps) != steps:
+        raise ValueError(f"sampling has num_inference_steps={steps} and {len(timesteps)} timesteps: they must agree.")
+    if not _is_interval(interval := sampling.get("guidance_interval", [0, 0])):
+        raise ValueError(f"sampling has guidance_interval={interval}: give the least and the most timestep.")
+    return sampling
+
+
+def _guides(timesteps: torch.Tensor, sampling: Mapping[str, Any]) -> list[bool]:
+    """Whether guidance acts at each of the timesteps (n,). With an interval this reads them."""
+    scale, interval = sampling["guidance_scale"], sampling["guidance_interval"]
+    if scale == 1 or interval is None:
+        return [scale != 1] * len(timesteps)
+    return [interval[0] <= t <= interval[1] for t in timesteps.tolist()]
+
+
+def _is_interval(value: Any) -> bool:
+    is_pair = isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(t, Real) for t in value)
+    return is_pair and value[0] <= value[1]
 
 
 def _tells_x_0(scheduler: SchedulerMixin) -> bool:

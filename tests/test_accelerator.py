@@ -29,6 +29,7 @@ SAMPLERS = {
     "DDIM": {"eta": 0.0},
     "second order": {"eta": 1.0, "solver_order": 2},
     "guided": {"class_labels": [0, 1], "guidance_scale": 2.0},
+    "guided in an interval": {"class_labels": [0, 1], "guidance_scale": 2.0, "guidance_interval": (3, 15)},
     "changed": {"image": PICTURE},
     "inpainted": {"image": PICTURE, "mask_image": MASK},
 }

@@ -192,6 +192,53 @@ def test_resolve_sampling_returns_what_a_call_does(named):
     assert torch.equal(*images)
 
 
+def test_the_saved_timesteps_belong_to_the_saved_rule():
+    """Naming its number, or a part of the rule, keeps them; another number or rule has the scheduler's own spacing."""
+    own = [900, 500, 200, 50]
+    saved = {"num_inference_steps": 4, "timesteps": own, "eta": 0.5, "solver_order": 2}
+    pipe, spaced = make_pipeline(sampling=saved), [750, 500, 250, 0]
+
+    def taken(**options) -> list[int]:
+        times = []
+        pipe(**options, callback_on_step_end=lambda pipe, i, t, tensors: times.append(int(t)))
+        return times
+
+    assert taken() == taken(num_inference_steps=4) == taken(eta=0.5) == taken(timesteps=own) == own
+    assert taken(eta=0.0) == taken(solver_order=1) == spaced
+    assert taken(num_inference_steps=2) == [500, 0] and taken(timesteps=np.array([700, 30])) == [700, 30]
+    pipe.scheduler = DDIMScheduler()  # which takes no list
+    assert taken() == spaced
+    image = make_pipeline(sampling=saved)(generator=seeds(0)[0], output_type="pt", autocast=False).images
+    named = make_pipeline()(generator=seeds(0)[0], output_type="pt", timesteps=own, eta=0.5, solver_order=2).images
+    assert torch.equal(image, named)
+
+
+@pytest.mark.parametrize("kind", [DDPMNoiseScheduler, DDIMScheduler, DPMSolverMultistepScheduler])
+def test_guidance_acts_in_its_interval_alone(labelled, kind):
+    """Outside of it a step is one of the condition without guidance; `num_evaluations` counts what is computed."""
+    labelled.scheduler = kind()
+    options = {"num_inference_steps": 5, "class_labels": [0, 1], "output_type": "pt"}
+
+    def draw(guidance_scale=3.0, **named):
+        labelled.calls.clear()
+        sampling = labelled.resolve_sampling(5, guidance_scale=guidance_scale, **named)
+        images = labelled(generator=seeds(0)[0], guidance_scale=guidance_scale, **named, **options).images
+        assert sum(len(x_t) for x_t, _ in labelled.calls) == 2 * labelled.num_evaluations(sampling)
+        return images
+
+    plain, guided = draw(1.0), draw()
+    labelled.scheduler.set_timesteps(5)
+    times = labelled.scheduler.timesteps.tolist()
+    assert torch.equal(draw(guidance_interval=(0, 1000)), guided)
+    assert torch.equal(draw(guidance_interval=[times[0] + 1, 1000]), plain)
+    some = draw(guidance_interval=(times[3], times[1]))
+    assert [len(x_t) for x_t, _ in labelled.calls] == [2, 4, 4, 4, 2]
+    assert not torch.equal(some, guided) and not torch.equal(some, plain)
+    labelled.sampling = {"guidance_interval": [times[3], times[1]]}
+    assert torch.equal(draw(), some) and torch.equal(draw(guidance_interval=(0, 1000)), guided)
+    assert labelled.resolve_sampling(5, guidance_scale=1.0)["guidance_interval"] is None
+
+
 def test_without_a_saved_way_the_default_is_stocks():
     timesteps = []
     make_pipeline(scheduler=DDPMNoiseScheduler(num_train_timesteps=50))(
@@ -211,7 +258,20 @@ def test_the_saved_guidance_is_that_of_named_classes():
 
 
 @pytest.mark.parametrize(
-    "sampling", [{"steps": 4}, {"eta": 2.0}, {"num_inference_steps": 2.5}, {"solver_order": True}]
+    "sampling",
+    [
+        {"steps": 4},
+        {"eta": 2.0},
+        {"eta": [0.5]},
+        {"num_inference_steps": 2.5},
+        {"solver_order": True},
+        {"timesteps": 5, "num_inference_steps": 1},
+        {"timesteps": [5, 0.5], "num_inference_steps": 2},
+        {"timesteps": [], "num_inference_steps": 0},
+        {"guidance_interval": [100]},
+        {"guidance_interval": [800, 100]},
+        {"guidance_interval": (100, True)},
+    ],
 )
 def test_a_way_of_sampling_that_no_call_takes_is_refused(sampling):
     with pytest.raises(ValueError, match=f"sampling has {next(iter(sampling))}="):
@@ -502,13 +562,14 @@ COMPILED = [
     {"eta": 0.5, "num_resample": 2},
     {"eta": 1.0, "solver_order": 2, "class_labels": [0, 1], "guidance_scale": 2.0, "guidance_rescale": 0.5},
     {"image": Image.new("L", (4, 4), 50)},
+    {"class_labels": [0, 1], "guidance_scale": 2.0, "guidance_interval": (100, 600)},
 ]
 
 
 @pytest.mark.parametrize("options", COMPILED)
 @pytest.mark.parametrize("kind", [DDPMNoiseScheduler, LCMScheduler])
 def test_a_compiled_pipeline_draws_the_same_images(kind, options):
-    """Of our scheduler the step is in the graph; nothing breaks it, and all steps of all calls share it."""
+    """Of our scheduler the step is in the graph; nothing breaks it, and all steps of all calls share it, or one of two with an interval."""
     options = {name: value for name, value in options.items() if kind is DDPMNoiseScheduler or name not in FAST}
     unet = ExactDenoiser(sample_size=8, in_channels=1, num_class_embeds=4)
     pipe = make_pipeline(unet, kind(), NAMES)
@@ -520,7 +581,7 @@ def test_a_compiled_pipeline_draws_the_same_images(kind, options):
     for i in range(2):
         torch.testing.assert_close(call(generator=seeds(i)[0]).images, expected[i], rtol=0, atol=1e-4)
         counts.append(len(graphs))
-    assert counts == [1, 1]
+    assert counts == ([2, 2] if "guidance_interval" in options else [1, 1])
 
 
 def test_two_calls_at_once_do_not_share_a_chain():
@@ -1121,6 +1182,12 @@ WITH_NULL = {"num_class_embeds": 4, "id2label": NAMES}
         ({"class_embed_type": "timestep"}, {"class_labels": [1]}, "class_embed_type='timestep'.*table"),
         ({}, {"num_inference_steps": 1001}, "num_inference_steps=1001.*1000"),
         ({}, {"num_inference_steps": 0}, "num_inference_steps=0"),
+        ({}, {"timesteps": [9, 3], "num_inference_steps": 3}, "num_inference_steps=3 and 2 timesteps"),
+        ({}, {"timesteps": 9}, "timesteps=9: DDPMNoiseScheduler takes a list in descending order"),
+        ({}, {"timesteps": []}, r"timesteps=\[\]: DDPMNoiseScheduler takes a list"),
+        ({}, {"timesteps": [3, 9]}, r"timesteps=\[3, 9\].*must be integers in descending order within 0 .. 999"),
+        ({}, {"guidance_interval": 9}, "guidance_interval=9 must be the least and the most timestep"),
+        (WITH_NULL, {"class_labels": 0, "guidance_interval": (9, 3)}, r"guidance_interval=\(9, 3\) must be"),
         (NULL_LESS, {}, "class_labels=None.*no null label"),
         (NULL_LESS, {"class_labels": 0, "guidance_scale": 2.0}, "guidance_scale=2.0.*null label"),
         (WITH_NULL, {"class_labels": "Shoe"}, r"class_labels=\['Shoe'\].*Trouser"),

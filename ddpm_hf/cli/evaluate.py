@@ -16,7 +16,7 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from ..evaluation.config import EvaluationConfig
+from ..evaluation.config import SAMPLING, EvaluationConfig
 from . import HelpFormatter, command, parse_dataclass
 
 
@@ -72,11 +72,12 @@ def repeating_command(args: list[str], settings: dict) -> str:
     program = ["ddpm-evaluate"] if is_installed else ["python", "scripts/evaluate.py"]
     if is_launched:
         program = ["accelerate", "launch", *(["-m", "ddpm_hf.cli.evaluate"] if is_installed else program[1:])]
-    left = ("num_images", "mixed_precision", "num_inference_steps", "eta", "solver_order", "guidance_scale")
     typed = {word.partition("=")[0] for word in args}
-    resolved = [(f"--{name}", str(settings[name])) for name in left if settings[name] is not None]
-    added = [word for pair in resolved if pair[0] not in typed for word in pair]
-    return shlex.join([*program, *args, *added])
+    for name in ("num_images", "mixed_precision", *SAMPLING):
+        value = settings[name]
+        if value is not None and f"--{name}" not in typed:
+            args = [*args, f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return shlex.join([*program, *args])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,10 @@ from ..data.recorded import recorded_options
 from .metrics import METRICS
 from .samplers import SAMPLERS
 
-SAMPLING = ("num_inference_steps", "eta", "solver_order", "guidance_scale")  # options of the pipeline's call
+SAMPLING = (  # options of the pipeline's call
+    *("num_inference_steps", "timesteps", "eta", "solver_order"),
+    *("guidance_scale", "guidance_interval"),
+)
 PRECISIONS = ("no", "bf16", "fp16")
 MIN_IMAGES = 10  # as many as `spread` has groups
 CLASSIFIER = Path(__file__).parents[2] / "checkpoints" / "fashion-mnist-classifier"
@@ -55,6 +58,10 @@ class EvaluationConfig:
     num_inference_steps: int | None = field(
         default=None, metadata={"help": "The steps of the sampler. By default the model's own number."}
     )
+    timesteps: list[int] | None = field(
+        default=None,
+        metadata={"help": "The timesteps of the sampler, in descending order, instead of their number."},
+    )
     eta: float | None = field(
         default=None, metadata={"help": "The noise of a step: 0 is DDIM, 1 is DDPM. By default the model's own."}
     )
@@ -64,6 +71,12 @@ class EvaluationConfig:
     guidance_scale: float | None = field(
         default=None,
         metadata={"help": "The scale of classifier-free guidance. 1 is no guidance. By default the model's own."},
+    )
+    guidance_interval: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "The least and the most timestep at which guidance acts. By default the model's own, or all."
+        },
     )
     mixed_precision: str | None = field(
         default=None,
@@ -108,7 +121,7 @@ class EvaluationConfig:
         for name, least in {"num_images": MIN_IMAGES, "seed": 0, "batch_size": 1, "bpd_timesteps": 0}.items():
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"{name}={value} must be at least {least}.")
-        named = [name for name in ("metrics", "sampler", *SAMPLING[:-1]) if getattr(self, name) is not None]
+        named = [name for name in ("metrics", "sampler", *SAMPLING[:4]) if getattr(self, name) is not None]
         if self.sweep and named:
             raise ValueError(f"sweep: each point names its sampler and steps, FID is measured; leave out {named}.")
         for point in self.sweep or ():

@@ -330,7 +330,7 @@ class Evaluation:
                 self._add_figures(found := {"metrics": {}, "floors": result["floors"], "spreads": {}}, measured, real)
                 figures = {"fid": found["metrics"]["fid"], "spread": found["spreads"]["fid"]}
                 steps = sampling["num_inference_steps"]
-                evaluations = steps * (1 if sampling["guidance_scale"] == 1 else 2)
+                evaluations = self._sampler(sampler).num_evaluations(sampling)
                 point = {"sampler": sampler, "num_inference_steps": steps, "evaluations": evaluations}
                 points.append(point | {"seconds_per_image": seconds} | figures)
                 tqdm.write(f"{sampler}, {steps} steps: FID {figures['fid']:.4g}, {seconds:.3g} s per image")

@@ -22,5 +22,6 @@ def with_sampler(pipeline: "DDPMImagePipeline", name: str) -> "DDPMImagePipeline
         return pipeline
     pipeline = copy.copy(pipeline)
     pipeline.scheduler = pipeline.find_class(SAMPLERS[name][0]).from_config(pipeline.scheduler.config)
-    pipeline.sampling = {key: value for key, value in pipeline.sampling.items() if key not in ("eta", "solver_order")}
+    rule = ("timesteps", "eta", "solver_order")
+    pipeline.sampling = {key: value for key, value in pipeline.sampling.items() if key not in rule}
     return pipeline

@@ -123,7 +123,10 @@ def _sampling(preset: Preset, config: TrainConfig, is_conditional: bool) -> dict
     if asked is not None and (config.objective in STUDENTS or not is_conditional):
         why = "the network has no condition" if not is_conditional else "a student of few steps draws without"
         logger.warning(f"guidance_scale={asked} is not used: {why}.")
-    return sampling | ({"guidance_scale": own if asked is None else asked} if is_conditional else {})
+    if not is_conditional:
+        sampling.pop("guidance_interval", None)
+        return sampling
+    return sampling | {"guidance_scale": own if asked is None else asked}
 
 
 def _name(text_encoder: PreTrainedModel) -> str:

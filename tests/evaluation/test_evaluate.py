@@ -43,7 +43,9 @@ UNET = {
     "norm_num_groups": 4,
     "layers_per_block": 1,
 }
-SAMPLING = {"num_inference_steps": 5, "eta": 0.5, "solver_order": 2, "guidance_scale": 1.5}
+OWN = [19, 13, 8, 4, 1]
+SAMPLING = {"num_inference_steps": 5, "timesteps": OWN, "eta": 0.5, "solver_order": 2}
+SAMPLING |= {"guidance_scale": 1.5, "guidance_interval": [3, 15]}
 CHAIN = {"num_train_timesteps": 20, "beta_start": 0.005, "beta_end": 0.4}
 
 
@@ -167,15 +169,16 @@ def test_samples_depend_on_the_seed_and_their_number_not_on_the_batch(home):
 @pytest.mark.parametrize(
     ("model", "given", "resolved"),
     [
-        ("fast", {}, (5, 0.5, 2, 1.5)),
-        ("fast", {"num_inference_steps": 5, "guidance_scale": 1.5}, (5, 0.5, 2, 1.5)),
-        ("fast", {"num_inference_steps": 4}, (4, None, None, 1.5)),
-        ("fast", {"eta": 0.0, "guidance_scale": 1}, (5, 0.0, None, 1)),
-        ("fast", {"sampler": "ddpm"}, (5, None, None, 1.5)),
-        ("fast", {"sampler": "sde-dpmsolver++", "num_inference_steps": 4}, (4, 1.0, 2, 1.5)),
-        ("fast", {"sampler": "unipc"}, (5, None, None, 1.5)),
-        ("model", {}, (20, None, None, 1.0)),
-        ("stock", {}, (20, None, None, 1.0)),
+        ("fast", {}, (5, OWN, 0.5, 2, 1.5, [3, 15])),
+        ("fast", {"num_inference_steps": 5, "guidance_scale": 1.5}, (5, OWN, 0.5, 2, 1.5, [3, 15])),
+        ("fast", {"num_inference_steps": 4}, (4, None, None, None, 1.5, [3, 15])),
+        ("fast", {"timesteps": [18, 6], "guidance_interval": [0, 9]}, (2, [18, 6], None, None, 1.5, [0, 9])),
+        ("fast", {"eta": 0.0, "guidance_scale": 1}, (5, None, 0.0, None, 1, None)),
+        ("fast", {"sampler": "ddpm"}, (5, None, None, None, 1.5, [3, 15])),
+        ("fast", {"sampler": "sde-dpmsolver++", "num_inference_steps": 4}, (4, None, 1.0, 2, 1.5, [3, 15])),
+        ("fast", {"sampler": "unipc"}, (5, None, None, None, 1.5, [3, 15])),
+        ("model", {}, (20, None, None, None, 1.0, None)),
+        ("stock", {}, (20, None, None, None, 1.0, None)),
     ],
 )
 def test_how_samples_are_drawn_is_the_models_own_way_and_written_down(home, model, given, resolved):
@@ -437,7 +440,8 @@ def test_the_command_repeats_the_measurement_under_another_launcher(home, script
     *program, script_path = shlex.split(first["command"])[:3]
     assert (program, script_path) == (["accelerate", "launch"], "scripts/evaluate.py")
     assert first["settings"]["mixed_precision"] == "bf16"
-    assert "--num_inference_steps 5 --eta 0.5 --solver_order 2 --guidance_scale 1.5" in first["command"]
+    resolved = "--num_inference_steps 5 --timesteps 19 13 8 4 1 --eta 0.5 --solver_order 2 --guidance_scale 1.5"
+    assert f"{resolved} --guidance_interval 3 15" in first["command"]
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # of a launch without a config
     main(shlex.split(first["command"])[3:])
     again = json.loads((tmp_path / "metrics.json").read_text())

@@ -191,9 +191,11 @@ def test_classes_that_are_not_used_or_not_there_are_named(tmp_path, caplog, cond
     ],
 )
 def test_guidance_is_the_one_that_is_asked_for_or_the_presets(tmp_path, caplog, classes, options, saved_scale, told):
-    preset = Preset(TINY_UNET, {}, {}, class_conditional=True, sampling={"guidance_scale": 3.0})
+    preset = Preset(TINY_UNET, {}, {}, class_conditional=True)
+    preset.sampling.update(guidance_scale=3.0, guidance_interval=[100, 900])
     pipeline = start.make_pipeline(start.Start(preset, None), classes, tiny(tmp_path, **options))
     assert pipeline.sampling.get("guidance_scale") == saved_scale
+    assert ("guidance_interval" in pipeline.sampling) == (saved_scale is not None)
     assert told in caplog.text and ("guidance_scale" in caplog.text) == bool(told)
 
 
