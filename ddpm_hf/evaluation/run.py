@@ -313,7 +313,8 @@ class Evaluation:
         elif self.measures:
             real = self.real_images()
             images, measured, seconds = self.samples(*self.points[0])
-            result["details"]["seconds_per_image"] = seconds
+            evaluations = self._sampler(self.points[0][0]).num_evaluations(self.points[0][1])
+            result["details"] |= {"seconds_per_image": seconds, "evaluations": evaluations}
             if self.state.is_main_process:
                 self._add_figures(result, measured, real)
                 drawn = self._drawn(images, measured)
