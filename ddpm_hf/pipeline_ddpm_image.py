@@ -378,7 +378,8 @@ class DDPMImagePipeline(DiffusionPipeline):
             class_labels: a label or name for all images, or one for each; None is unconditional.
             guidance_scale: 1 is plain conditional sampling, more is more typical of the class. None is the one saved with the model.
             guidance_rescale: 0 to 1, how much of the guided output's deviation is put back to the unguided one's (arXiv:2305.08891, Section 3.4).
-            eta: None is the scheduler's own rule (ours is ancestral, as in the paper); 0 is DDIM, 1 DDPM, for schedulers whose step takes it.
+            eta: None is the saved one, which is 1 where a picture is repainted, enlarged or coloured, or the scheduler's own rule (ours is
+                ancestral, as in the paper); 0 is DDIM, 1 DDPM, for schedulers whose step takes it.
                 A DDIM step's noise goes by the clipped x_0: diffusers' `use_clipped_model_output=True`.
             latents: the initial noise x_T, (B, C, H, W), instead of a draw.
             autocast: run the network in bfloat16; None: a float32 one, for the saved number of steps, where the hardware has bfloat16.
@@ -416,7 +417,7 @@ class DDPMImagePipeline(DiffusionPipeline):
         is_conditional = rows is not None or condition_image is not None or (is_imaged and image is not None)
         named = (num_inference_steps, eta, solver_order, guidance_scale, is_conditional, timesteps, guidance_interval)
         sampling = self.resolve_sampling(*named)
-        steps, eta, solver_order = (sampling[name] for name in ("num_inference_steps", "eta", "solver_order"))
+        steps, solver_order, named_eta = sampling["num_inference_steps"], sampling["solver_order"], eta
         if negative_prompt is not None and not (self._takes_text and sampling["guidance_scale"] != 1):
             raise ValueError(f"negative_prompt={negative_prompt!r} needs a model of text, a prompt and guidance.")
         callback_tensors = callback_on_step_end_tensor_inputs
@@ -429,7 +430,6 @@ class DDPMImagePipeline(DiffusionPipeline):
         # Ours takes a timestep on the CPU: its coefficients are numbers then, which need no launch. A compiled step reads none.
         on_cpu = self._looks_back and not is_compiled
         scheduler = self._chain(steps, sampling["timesteps"], torch.device("cpu") if on_cpu else device)
-        options = self._step_options(None if is_compiled else generator, eta)
         noise = self._initial_noise(batch_size, generator, latents, device)
         measurement = self._measurement(image, mask_image, noise)
         if is_imaged and measurement is not None:
@@ -440,6 +440,10 @@ class DDPMImagePipeline(DiffusionPipeline):
         condition = self._condition(rows, condition_image, batch_size)
         if image is not None and mask_image is None and image.shape[1:] == noise.shape[1:]:
             measurement = None  # the picture is changed, or conditions
+        eta = sampling["eta"]
+        if measurement is not None and named_eta is None and eta is not None:
+            eta = 1.0  # the noise joins what is drawn to what is known; the saved eta was chosen without a picture
+        options = self._step_options(None if is_compiled else generator, eta)
         taken, latents = self._start(scheduler, steps, image, measurement, strength, noise)
         abar = None if measurement is None and num_resample == 1 else self._abar(scheduler, taken, num_resample)
         guided = plain = condition, 1.0, 0.0, not _knows_variance(scheduler)

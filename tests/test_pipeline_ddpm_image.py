@@ -717,6 +717,18 @@ SAMPLERS = [
 of_samplers = pytest.mark.parametrize(("scheduler", "options"), SAMPLERS, ids=lambda x: type(x).__name__)
 
 
+@pytest.mark.parametrize("given", [{"mask_image": LEFT}, {"strength": 0.5}, {}])
+def test_the_saved_eta_is_1_where_a_picture_is_imposed(given):
+    """Repainted and enlarged; one that is changed is drawn as saved."""
+    pipe = make_pipeline(sampling={"num_inference_steps": 4, "eta": 0.5, "solver_order": 2})
+    image = GREY if given else GREY[:4, :4]
+    draw = partial(pipe, image=image, output_type="pt", **given)
+    own, named = (draw(generator=seeds(0)[0], **options).images for options in ({}, {"eta": 0.5, "solver_order": 2}))
+    assert torch.equal(own, named) == ("strength" in given)
+    if "strength" not in given:
+        assert torch.equal(own, draw(generator=seeds(0)[0], eta=1.0, solver_order=2).images)
+
+
 @of_samplers
 def test_the_result_satisfies_the_measurement(scheduler, options):
     """Whatever the sampler: known pixels are equal after uint8, means of blocks and of channels within a grey level."""
