@@ -237,6 +237,15 @@ class DDPMImagePipeline(DiffusionPipeline):
             null["class_labels"] = self._null_row("guidance_scale").to(rows, non_blocking=True).expand_as(rows)
         return null
 
+    def _with_null(
+        self, condition: Condition, negative_prompt: str | Sequence[str] | None, batch_size: int
+    ) -> Condition:
+        """The condition of B images, and then what guidance leads away from: of 2B."""
+        null = self.null(condition)
+        if negative_prompt is not None:
+            null["class_labels"] = self.encode(prompt=negative_prompt, batch_size=batch_size)["class_labels"]
+        return {name: torch.cat([condition[name], null[name]]) for name in condition}
+
     def embed_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
         """The vectors of texts: (N, D) float32 of length sqrt(D), the mean of each text's tokens."""
         if self.text_encoder is None:
@@ -449,11 +458,8 @@ class DDPMImagePipeline(DiffusionPipeline):
         guided = plain = condition, 1.0, 0.0, not _knows_variance(scheduler)
         guides = _guides(taken, sampling)
         if any(guides):
-            null = self.null(condition)
-            if negative_prompt is not None:
-                null["class_labels"] = self.encode(prompt=negative_prompt, batch_size=batch_size)["class_labels"]
-            both = {name: torch.cat([condition[name], null[name]]) for name in condition}
-            guided = both, sampling["guidance_scale"], guidance_rescale, plain[-1]
+            with_null = self._with_null(condition, negative_prompt, batch_size)
+            guided = with_null, sampling["guidance_scale"], guidance_rescale, plain[-1]
         step, self._interrupt = self._compiled_step if is_compiled else self._step, False
         if is_compiled and solver_order == 2 and len(taken) == len(scheduler.timesteps):
             options["previous_original_sample"] = torch.zeros_like(latents)  # of weight 0: one graph for all steps
