@@ -12,23 +12,17 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ddpm_hf import hub
 from ddpm_hf.evaluation import EvaluationConfig, evaluate
+from ddpm_hf.training.presets import GARMENTS, spaced
 
 ROOT = Path(__file__).parents[1]
 TEACHER, STUDENT = ("checkpoints/ddpm-fashion-mnist", "checkpoints/ddpm-fashion-mnist-fast")
 FIGURES = ("fid", "precision", "recall", "accuracy")
 
 
-def spaced(num_steps: int, power: float = 1.5) -> list[int]:
-    """Timesteps of 1000, the closer the less noise there is."""
-    return [round(999 * (1 - i / num_steps) ** power) for i in range(num_steps)]
-
-
-SAVED = hub.load(ROOT / TEACHER).sampling
-ALWAYS = {"guidance_scale": 1.3, "guidance_interval": [0, 999]}  # what was the best of all timesteps
+ALWAYS = {"guidance_scale": 1.3, "guidance_interval": [0, 999]}  # the best scale where guidance acts at all timesteps
 OLD = {"num_inference_steps": 25, "eta": 1.0, "solver_order": 2}
-RULE = {name: SAVED[name] for name in ("eta", "solver_order")}
+RULE = {name: GARMENTS[name] for name in ("eta", "solver_order")}
 LINES = {  # a line of the picture -> its points: model and options of EvaluationConfig
     "ddpm-fashion-mnist: the saved way, 8 and 12 steps": {
         f"{n} steps": (TEACHER, {"timesteps": spaced(n), **RULE}) for n in (12, 8)

@@ -154,7 +154,7 @@ def training(options, meter: Meter, folder: Path) -> list[dict]:
 def sampling(options, meter: Meter) -> list[dict]:
     """`DDPMImagePipeline` as it is called, also compiled, and stock's pipeline with as many steps of DDIM, each by its defaults."""
     preset = PRESETS[options.preset]
-    way = preset.sampling | ({"num_inference_steps": options.steps} if options.steps else {})
+    way = {"num_inference_steps": options.steps} if options.steps else preset.sampling
     pipes = {
         "ours": DDPMImagePipeline(DDPMUNet2DModel(**preset.unet), DDPMNoiseScheduler(**preset.scheduler), sampling=way)
     }

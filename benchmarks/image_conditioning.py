@@ -1,7 +1,6 @@
 """Repainting and enlarging test images of FashionMNIST, measured: image_conditioning.py 200 1 3 --trained runs/masked
 
-The published model draws in 25 steps of second order with noise and without guidance: without a class and, with most resampling, with the
-true one.
+The published model draws in 25 steps of second order with noise, without guidance. It is not told the class, or, with most resampling, it is.
 Peers: the mean of the training images in what is hidden, PIL's bicubic enlargement, and diffusers' RePaintPipeline with the same network,
 read as one of noise, and as many calls of it. --trained are models with an image_condition, e.g. of
     scripts/train.py --image_condition masked --label_dropout 0.3 --output_dir runs/masked

@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from importlib import import_module
 from numbers import Integral, Real
+from operator import gt
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Optional
@@ -387,8 +388,8 @@ class DDPMImagePipeline(DiffusionPipeline):
             class_labels: a label or name for all images, or one for each; None is unconditional.
             guidance_scale: 1 is plain conditional sampling, more is more typical of the class. None is the one saved with the model.
             guidance_rescale: 0 to 1, how much of the guided output's deviation is put back to the unguided one's (arXiv:2305.08891, Section 3.4).
-            eta: None is the saved one, which is 1 where a picture is repainted, enlarged or coloured, or the scheduler's own rule (ours is
-                ancestral, as in the paper); 0 is DDIM, 1 DDPM, for schedulers whose step takes it.
+            eta: None is the saved one, or else the scheduler's own rule (ours is ancestral, as in the paper); 0 is DDIM, 1 DDPM, for
+                schedulers whose step takes it. Where a model repaints, enlarges or colours without having learnt it, 1 replaces a saved one.
                 A DDIM step's noise goes by the clipped x_0: diffusers' `use_clipped_model_output=True`.
             latents: the initial noise x_T, (B, C, H, W), instead of a draw.
             autocast: run the network in bfloat16; None: a float32 one, for the saved number of steps, where the hardware has bfloat16.
@@ -404,13 +405,15 @@ class DDPMImagePipeline(DiffusionPipeline):
                 on it as well, and takes what it was trained on alone.
             mask_image: of the image's size; white is repainted and black kept as it is.
             strength: above 0, up to 1: the share of the steps that is taken, from the image with noise. 1 starts from noise alone, and
-                is the default of repainting, enlarging and colouring; 0.8 is that of changing.
+                is the default of repainting, enlarging and colouring; 0.8 is that of changing. Saved timesteps that are closer where there
+                is little noise start with less of it.
             num_resample: how often each step is taken, with noise put back in between (RePaint, arXiv:2201.09865, Algorithm 1): more of
                 them join what is painted better to what is known.
             condition_image: what is known in place of image and mask_image, as `encode` takes it; it conditions, and is not imposed.
-            timesteps: those that are taken, in descending order, for schedulers that take a list; None is the scheduler's own spacing.
-            guidance_interval: guidance acts from the first to the second of these timesteps alone, where it pays; the others cost half.
-                None is the saved one, or all timesteps.
+            timesteps: those that are taken, in descending order, for schedulers that take a list. None is the saved list with the saved
+                number of steps, or else the scheduler's own spacing.
+            guidance_interval: the least and the most timestep at which guidance acts; at the others a step costs half. None is the saved
+                one, whatever the guidance_scale, or else all timesteps.
 
         Raises:
             ValueError: an argument that this model, its scheduler or another argument does not allow.
@@ -450,7 +453,7 @@ class DDPMImagePipeline(DiffusionPipeline):
         if image is not None and mask_image is None and image.shape[1:] == noise.shape[1:]:
             measurement = None  # the picture is changed, or conditions
         eta = sampling["eta"]
-        if measurement is not None and named_eta is None and eta is not None:
+        if measurement is not None and not is_imaged and named_eta is None and eta is not None:
             eta = 1.0  # the noise joins what is drawn to what is known; the saved eta was chosen without a picture
         options = self._step_options(None if is_compiled else generator, eta)
         taken, latents = self._start(scheduler, steps, image, measurement, strength, noise)
@@ -585,7 +588,7 @@ class DDPMImagePipeline(DiffusionPipeline):
         return scheduler
 
     def num_evaluations(self, sampling: Mapping[str, Any]) -> int:
-        """How often a call that samples so, as `resolve_sampling` returns it, evaluates the network for an image; guidance does twice."""
+        """How many evaluations of the network an image takes, drawn as `resolve_sampling` returns it; a guided step takes two."""
         taken = self._chain(sampling["num_inference_steps"], sampling["timesteps"]).timesteps
         return len(taken) + sum(_guides(taken, sampling))
 
@@ -599,7 +602,7 @@ class DDPMImagePipeline(DiffusionPipeline):
         timesteps: Sequence[int] | None = None,
         guidance_interval: Sequence[float] | None = None,
     ) -> dict[str, Any]:
-        """How a call with these arguments samples, by the same names: as named, else as saved with the model, else as the scheduler does.
+        """How a call with these arguments, without a picture, samples, by the same names: as named, else as saved, else as the scheduler does.
 
         is_conditional: whether the call names a condition.
 
@@ -609,10 +612,11 @@ class DDPMImagePipeline(DiffusionPipeline):
         steps, kind, looks_back = num_inference_steps, type(self.scheduler).__name__, self._looks_back
         if timesteps is not None:
             takes_list = "timesteps" in inspect.signature(self.scheduler.set_timesteps).parameters
-            if not takes_list or np.ndim(timesteps) != 1 or len(timesteps) == 0:
-                wanted = "a list in descending order" if takes_list else "none; name num_inference_steps"
+            timesteps = timesteps.tolist() if hasattr(timesteps, "tolist") else timesteps
+            if not takes_list or not _descend(timesteps):
+                wanted = "whole numbers in descending order" if takes_list else "none; name num_inference_steps"
                 raise ValueError(f"timesteps={timesteps}: {kind} takes {wanted}.")
-            timesteps = np.asarray(timesteps).tolist()
+            timesteps = list(timesteps)
             if steps not in (None, len(timesteps)):
                 raise ValueError(f"num_inference_steps={steps} and {len(timesteps)} timesteps: pass one of them.")
             steps = len(timesteps)
@@ -628,7 +632,8 @@ class DDPMImagePipeline(DiffusionPipeline):
             raise ValueError(f"solver_order={solver_order}: {kind} takes {'1 or 2' if looks_back else 'none'}.")
         rule = {"timesteps": timesteps, "eta": eta, "solver_order": solver_order}
         saved = {name: self.sampling.get(name) for name in rule}
-        if looks_back and steps == self._saved_steps and all(rule[name] in (None, saved[name]) for name in rule):
+        is_saved = steps == self._saved_steps and all(rule[name] in (None, saved[name]) for name in rule)
+        if looks_back and is_saved and (not saved["timesteps"] or saved["timesteps"][0] < len(self.scheduler)):
             rule = saved
         scale = self._guidance_scale(guidance_scale, is_conditional)
         if guidance_interval is None:
@@ -1009,7 +1014,7 @@ SAMPLING: dict[str, Any] = {  # word -> type, least and most
     "eta": (Real, 0, 1),
     "solver_order": (Integral, 1, 2),
     "guidance_scale": (Real, 0, 10**6),
-    "guidance_interval": (Real, 0, 10**6),
+    "guidance_interval": (Integral, 0, 10**6),
 }
 LISTS = ("timesteps", "guidance_interval")  # of such values
 
@@ -1051,8 +1056,8 @@ def _check_sampling(sampling: dict) -> dict:
             allowed = {word: f"{low} to {high}" for word, (_, low, high) in SAMPLING.items()}
             raise ValueError(f"sampling has {name}={value!r}: allowed are {allowed}; lists of them for {LISTS}.")
     steps, timesteps = sampling.get("num_inference_steps"), sampling.get("timesteps")
-    if timesteps is not None and len(timesteps) != steps:
-        raise ValueError(f"sampling has num_inference_steps={steps} and {len(timesteps)} timesteps: they must agree.")
+    if timesteps is not None and (len(timesteps) != steps or not _descend(timesteps)):
+        raise ValueError(f"sampling has timesteps={timesteps}: give num_inference_steps={steps} in descending order.")
     if not _is_interval(interval := sampling.get("guidance_interval", [0, 0])):
         raise ValueError(f"sampling has guidance_interval={interval}: give the least and the most timestep.")
     return sampling
@@ -1066,9 +1071,15 @@ def _guides(timesteps: torch.Tensor, sampling: Mapping[str, Any]) -> list[bool]:
     return [interval[0] <= t <= interval[1] for t in timesteps.tolist()]
 
 
-def _is_interval(value: Any) -> bool:
-    is_pair = isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(t, Real) for t in value)
-    return is_pair and value[0] <= value[1]
+def _descend(values: Any) -> bool:
+    """Whether these are whole numbers in descending order, one at least."""
+    is_list = isinstance(values, list | tuple | range) and all(isinstance(t, Integral) for t in values)
+    return is_list and len(values) > 0 and all(map(gt, values, values[1:]))
+
+
+def _is_interval(values: Any) -> bool:
+    is_pair = isinstance(values, list | tuple) and len(values) == 2 and all(isinstance(t, Integral) for t in values)
+    return is_pair and values[0] <= values[1]
 
 
 def _tells_x_0(scheduler: SchedulerMixin) -> bool:

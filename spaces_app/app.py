@@ -202,7 +202,7 @@ class App:
         return {
             "model": self.name,
             **given,
-            **self.service.samplers[parameters.sampler].options,
+            **self.service.samplers[parameters.sampler].options_of(parameters.num_inference_steps),
             "class_labels": parameters.labels,
             "seeds": parameters.seeds if parameters.last_seed is None else [parameters.seed, parameters.last_seed],
             "versions": {"diffusers": diffusers.__version__, "torch": torch.__version__},

@@ -104,6 +104,11 @@ class Sampler:
     num_inference_steps: int
     guidance_scale: float
     options: dict[str, Any] = field(default_factory=dict)
+    is_saved: bool = False  # whether the options are those saved with the model for its number of steps
+
+    def options_of(self, num_inference_steps: int) -> dict[str, Any]:
+        """Those of a call; the saved ones are left to the model, which knows more of them."""
+        return {} if self.is_saved and num_inference_steps == self.num_inference_steps else self.options
 
     @property
     def max_steps(self) -> int:
@@ -150,7 +155,7 @@ def find_samplers(pipe: DiffusionPipeline, finest: DiffusionPipeline | None = No
     looks_back = "previous_original_sample" in takes  # else the pipeline takes no solver_order, and no saved rule
     own = {name: pipe.sampling[name] for name in ("eta", "solver_order") if looks_back and name in pipe.sampling}
     scale = pipe.sampling.get("guidance_scale", 1.0) if can_guide(pipe) else 1.0
-    samplers = {OWN_SAMPLER: Sampler(pipe, pipe.sampling.get("num_inference_steps", 1000), scale, own)}
+    samplers = {OWN_SAMPLER: Sampler(pipe, pipe.sampling.get("num_inference_steps", 1000), scale, own, is_saved=True)}
     if finest is not None:
         samplers[FINEST] = find_samplers(finest)[OWN_SAMPLER]
     is_few = pipe.sampling.get("num_inference_steps", 1000) <= FEW_STEPS
@@ -404,7 +409,7 @@ class SamplingService:
                 callback_on_step_end=on_step_end,
                 callback_on_step_end_tensor_inputs=["latents", "pred_original_sample"],
                 **words,
-                **sampler.options,
+                **sampler.options_of(wanted.num_inference_steps),
             )
             run.add_done_callback(lambda _: steps.put(None))
             try:

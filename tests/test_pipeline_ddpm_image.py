@@ -206,8 +206,11 @@ def test_the_saved_timesteps_belong_to_the_saved_rule():
     assert taken() == taken(num_inference_steps=4) == taken(eta=0.5) == taken(timesteps=own) == own
     assert taken(eta=0.0) == taken(solver_order=1) == spaced
     assert taken(num_inference_steps=2) == [500, 0] and taken(timesteps=np.array([700, 30])) == [700, 30]
-    pipe.scheduler = DDIMScheduler()  # which takes no list
-    assert taken() == spaced
+    pipe.scheduler = DDPMNoiseScheduler(num_train_timesteps=500, beta_schedule="squaredcos_cap_v2")  # which is shorter
+    assert taken() == [375, 250, 125, 0]
+    pipe.scheduler = DPMSolverMultistepScheduler()  # which is not the one that they were chosen for
+    pipe.scheduler.set_timesteps(4)
+    assert taken() == pipe.scheduler.timesteps.tolist() != own
     image = make_pipeline(sampling=saved)(generator=seeds(0)[0], output_type="pt", autocast=False).images
     named = make_pipeline()(generator=seeds(0)[0], output_type="pt", timesteps=own, eta=0.5, solver_order=2).images
     assert torch.equal(image, named)
@@ -268,6 +271,8 @@ def test_the_saved_guidance_is_that_of_named_classes():
         {"timesteps": 5, "num_inference_steps": 1},
         {"timesteps": [5, 0.5], "num_inference_steps": 2},
         {"timesteps": [], "num_inference_steps": 0},
+        {"timesteps": [5, 9], "num_inference_steps": 2},
+        {"timesteps": [9, 5], "num_inference_steps": 3},
         {"guidance_interval": [100]},
         {"guidance_interval": [800, 100]},
         {"guidance_interval": (100, True)},
@@ -1195,9 +1200,10 @@ WITH_NULL = {"num_class_embeds": 4, "id2label": NAMES}
         ({}, {"num_inference_steps": 1001}, "num_inference_steps=1001.*1000"),
         ({}, {"num_inference_steps": 0}, "num_inference_steps=0"),
         ({}, {"timesteps": [9, 3], "num_inference_steps": 3}, "num_inference_steps=3 and 2 timesteps"),
-        ({}, {"timesteps": 9}, "timesteps=9: DDPMNoiseScheduler takes a list in descending order"),
-        ({}, {"timesteps": []}, r"timesteps=\[\]: DDPMNoiseScheduler takes a list"),
-        ({}, {"timesteps": [3, 9]}, r"timesteps=\[3, 9\].*must be integers in descending order within 0 .. 999"),
+        ({}, {"timesteps": 9}, "timesteps=9: DDPMNoiseScheduler takes whole numbers in descending order"),
+        ({}, {"timesteps": []}, r"timesteps=\[\]: DDPMNoiseScheduler takes whole"),
+        ({}, {"timesteps": [3, 9]}, r"timesteps=\[3, 9\]: DDPMNoiseScheduler takes whole"),
+        ({}, {"timesteps": [1000, 9]}, r"timesteps=\[1000, 9\].*must be integers in descending order within 0 .. 999"),
         ({}, {"guidance_interval": 9}, "guidance_interval=9 must be the least and the most timestep"),
         (WITH_NULL, {"class_labels": 0, "guidance_interval": (9, 3)}, r"guidance_interval=\(9, 3\) must be"),
         (NULL_LESS, {}, "class_labels=None.*no null label"),

@@ -10,10 +10,8 @@ from ..data.recorded import recorded_options
 from .metrics import METRICS
 from .samplers import SAMPLERS
 
-SAMPLING = (  # options of the pipeline's call
-    *("num_inference_steps", "timesteps", "eta", "solver_order"),
-    *("guidance_scale", "guidance_interval"),
-)
+RULE = ("num_inference_steps", "timesteps", "eta", "solver_order")
+SAMPLING = (*RULE, "guidance_scale", "guidance_interval")  # options of the pipeline's call
 PRECISIONS = ("no", "bf16", "fp16")
 MIN_IMAGES = 10  # as many as `spread` has groups
 CLASSIFIER = Path(__file__).parents[2] / "checkpoints" / "fashion-mnist-classifier"
@@ -121,7 +119,7 @@ class EvaluationConfig:
         for name, least in {"num_images": MIN_IMAGES, "seed": 0, "batch_size": 1, "bpd_timesteps": 0}.items():
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"{name}={value} must be at least {least}.")
-        named = [name for name in ("metrics", "sampler", *SAMPLING[:4]) if getattr(self, name) is not None]
+        named = [name for name in ("metrics", "sampler", *RULE) if getattr(self, name) is not None]
         if self.sweep and named:
             raise ValueError(f"sweep: each point names its sampler and steps, FID is measured; leave out {named}.")
         for point in self.sweep or ():

@@ -9,7 +9,8 @@ metrics.json, the dict that `evaluate` returns:
     floors       name -> the same function of as many real test images in place of samples; the best one can expect
     spreads      name -> standard error: how much the value would vary with other samples, as many (of bits_per_dim: other images, noise and t)
     unavailable  metric -> why it could not be measured
-    details      what does not fit one number: terms of bits_per_dim, accuracy_of_class and its floors, seconds_per_image of sampling
+    details      what does not fit one number: terms of bits_per_dim, accuracy_of_class and its floors, seconds_per_image of sampling and the
+                 evaluations of the network that an image takes
     sweep        with --sweep: a list of {sampler, num_inference_steps, evaluations (of the network), seconds_per_image, fid, spread}
     settings     every option with its resolved value, the model and a hash of its weights, fingerprints and sizes of the data, versions, ...
     seconds      phase -> wall time of this call; what came out of the cache took none
@@ -147,9 +148,11 @@ class Evaluation:
             own = SAMPLERS[sampler][1] if sampler else {}
             asked = own | {name: value for name, value in named.items() if value is not None}
             asked |= {"num_inference_steps": steps, "is_conditional": bool(self.pipeline.takes)}
-            points.append((sampler, self._sampler(sampler).resolve_sampling(**asked)))
             if steps is not None and steps > len(self.pipeline.scheduler):
                 raise ValueError(f"num_inference_steps={steps}: the model's chain has {len(self.pipeline.scheduler)}.")
+            pipeline = self._sampler(sampler)
+            points.append((sampler, pipeline.resolve_sampling(**asked)))
+            pipeline.num_evaluations(points[-1][1])  # refuses timesteps that its scheduler does not take
         return points
 
     def _choose_metrics(self) -> list[str]:

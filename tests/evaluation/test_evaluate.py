@@ -553,6 +553,7 @@ def test_samples_are_drawn_on_any_accelerator(home, monkeypatch, capsys):
             {"sweep": ["ddim:4", "ddim:21"], "num_inference_steps": None},
             "num_inference_steps=21: the model's chain has 20",
         ),
+        ("model", {"num_inference_steps": None, "timesteps": [30, 3]}, r"timesteps=\[30, 3\].*within 0 .. 19"),
         ("model", {"num_inference_steps": -1}, "num_inference_steps=-1 must be .* at least 1"),
         ("model", {"eta": 1.5}, "eta=1.5 must be from 0 to 1"),
         ("model", {"eta": "nan"}, "eta=nan must be from 0 to 1"),

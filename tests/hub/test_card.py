@@ -202,9 +202,9 @@ def test_the_card_tells_how_the_model_wants_to_be_sampled(tmp_path):
     hub.save(pipe, tmp_path / "plain")
     assert "By default" not in (tmp_path / "plain" / "README.md").read_text()
     sampling = {"num_inference_steps": 5, "eta": 0.0, "solver_order": 2, "guidance_scale": 1.3}
-    sampling |= {"guidance_interval": [3, 15]}
+    sampling |= {"timesteps": [19, 12, 7, 3, 1], "guidance_interval": [3, 15]}
     hub.save(DDPMImagePipeline(pipe.unet, pipe.scheduler, pipe.id2label, sampling), tmp_path / "told")
     text = (tmp_path / "told" / "README.md").read_text()
-    told = "By default it samples in 5 steps, eta 0.0, solver order 2, with guidance scale 1.3 at the timesteps from 3 to 15"
+    told = "By default it samples in 5 steps, at the timesteps 19 12 7 3 1, eta 0.0, solver order 2, with guidance scale 1.3 at those from 3 to 15"
     told += " where a class is named."
     assert told in text and "guidance_scale=" not in text  # the examples leave it to the model
