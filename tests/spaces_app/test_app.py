@@ -290,6 +290,12 @@ def test_a_model_of_few_steps(tmp_path):
 
 OURS, EULER = DDPMNoiseScheduler, EulerDiscreteScheduler  # our step alone takes both eta and solver_order
 T = 100
+UNEVEN = {
+    "num_inference_steps": 10,
+    "timesteps": [99, 80, 60, 45, 35, 25, 18, 10, 5, 2],
+    "eta": 0.5,
+    "solver_order": 2,
+}
 
 
 @pytest.mark.parametrize(
@@ -298,6 +304,7 @@ T = 100
         (OURS(T), None, ["DPM++ SDE", "DDIM", "DDPM"], T),
         (OURS(T), FAST, ["DDIM", "DDPM"], 25),
         (OURS(T), {"num_inference_steps": 50, "eta": 0.0, "solver_order": 1}, ["DPM++ SDE", "DDPM"], 50),
+        (OURS(T), UNEVEN, ["DPM++ SDE", "DDIM", "DDPM"], 10),
         (DDIMScheduler(T), None, ["DDIM", "DDPM"], T),
         (DDIMScheduler(T), FAST, ["DDIM", "DDPM"], 25),
         (DDPMScheduler(T), None, [], T),
@@ -332,6 +339,23 @@ def test_any_scheduler_and_the_models_own_way(tmp_path, scheduler, sampling, off
     blocks = {getattr(block, "label", ""): block for block in space.build_page(app).blocks.values()}
     assert app.service.own.max_steps == (50 if name == "LCMScheduler" else T)
     assert blocks["Guidance (1: none)"].value == blocks["guidance_scale"].value == scale
+
+
+def test_a_picture_is_repainted_as_the_model_does_by_itself():
+    """Which takes another eta than the saved one."""
+    pipe = DDPMImagePipeline(make_unet(), OURS(T), id2label=NAMES, sampling=UNEVEN)
+    picture, mask = Image.new("L", (16, 16), 90), Image.new("L", (16, 16), 0)
+    mask.paste(255, (8, 0, 16, 16))
+    given = {"image": picture, "mask_image": mask}
+    _, (image,) = finish(SamplingService(pipe).submit(Parameters(("Bag",), 1, 10, seed=3, **given)))
+    expected, saved = (
+        pipe(
+            generator=torch.Generator().manual_seed(3), class_labels="Bag", guidance_scale=1.0, **given, **eta
+        ).images[0]
+        for eta in ({}, UNEVEN)
+    )
+    assert np.abs(np.asarray(image, int) - np.asarray(expected, int)).max() <= 1
+    assert np.abs(np.asarray(image, int) - np.asarray(saved, int)).max() > 1
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
