@@ -90,9 +90,12 @@ def test_the_command_that_repeats_an_evaluation_names_the_program_that_ran(start
     if launcher:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
     settings = {"num_images": 10, "mixed_precision": "no", "num_inference_steps": 4, "eta": None}
-    settings |= {"solver_order": None, "guidance_scale": 1.0}
+    settings |= {"timesteps": [9, 6, 3, 0], "solver_order": None, "guidance_scale": 1.0, "guidance_interval": None}
     command = evaluate.repeating_command(["model", "--seed", "3"], settings)
-    assert command == f"{begins} --num_images 10 --mixed_precision no --num_inference_steps 4 --guidance_scale 1.0"
+    assert (
+        command
+        == f"{begins} --num_images 10 --mixed_precision no --num_inference_steps 4 --timesteps 9 6 3 0 --guidance_scale 1.0"
+    )
 
 
 def test_options_have_their_names_of_diffusers_as_well():
@@ -121,7 +124,7 @@ def test_options_of_diffusers_that_differ_are_told_ours(arguments, message, caps
     ("arguments", "values"),
     [
         ([], ["(default: fashion-mnist-quick)", "(default: 6000)", "(default: 0.998)", "(default: 0)"]),
-        ([], ["true or false. (default: False)", "x_0 or v. (default: sample)", "no guidance. (default: 1.3)"]),
+        ([], ["true or false. (default: False)", "x_0 or v. (default: sample)", "no guidance. (default: 1.7)"]),
         (["--preset", "cifar10", "--max_train_steps", "80000"], ["(default: uoft-cs/cifar10)", "(default: 0.999)"]),
         (["--preset", "fashion-mnist-nll"], ["(default: hybrid)", "(default: learned_range)", "(default: epsilon)"]),
         (["--init_from", "model"], ["(default: 2000)", "(default: 0.995)"]),
