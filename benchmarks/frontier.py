@@ -16,9 +16,8 @@ from ddpm_hf.evaluation import EvaluationConfig, evaluate
 from ddpm_hf.training.presets import GARMENTS, spaced
 
 ROOT = Path(__file__).parents[1]
-TEACHER, STUDENT = ("checkpoints/ddpm-fashion-mnist", "checkpoints/ddpm-fashion-mnist-fast")
+TEACHER, STUDENT = "checkpoints/ddpm-fashion-mnist", "checkpoints/ddpm-fashion-mnist-fast"
 FIGURES = ("fid", "precision", "recall", "accuracy")
-
 
 ALWAYS = {"guidance_scale": 1.3, "guidance_interval": [0, 999]}  # the best scale where guidance acts at all timesteps
 OLD = {"num_inference_steps": 25, "eta": 1.0, "solver_order": 2}
@@ -39,7 +38,7 @@ LEVERS = {  # the saved way but for one thing; the old way with its guidance
     "12 steps, guidance 1.3 always": (TEACHER, ALWAYS),
     "12 steps, no guidance": (TEACHER, {"guidance_scale": 1.0}),
     "12 even steps": (TEACHER, {"timesteps": spaced(12, 1), **RULE}),
-    "12 steps, eta 0": (TEACHER, {"timesteps": spaced(12), "eta": 0.0, "solver_order": 2}),
+    "12 steps, eta 0": (TEACHER, {"timesteps": spaced(12), **RULE, "eta": 0.0}),
     "25 even steps, saved guidance": (TEACHER, OLD),
 }
 
